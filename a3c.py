@@ -1,14 +1,11 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = [
-#   "torch==2.13.0", "gymnasium==1.4.0", "ale-py==0.12.1", "opencv-python-headless==5.0.0.93",
-#   "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1", "moviepy==2.2.1", "pygame==2.6.1",
-# ]
+# dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "ale-py==0.12.1", "opencv-python-headless==5.0.0.93",
+#                 "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1", "moviepy==2.2.1", "pygame==2.6.1"]
 # ///
 """A3C, asynchronous advantage actor-critic (Mnih et al. 2016, Algorithm S3).
 
-Several worker processes play their own copy of the environment and train one shared network,
-without a lock. Each repeats, until the steps of all workers together reach T_max:
+Workers play a copy of the environment each, and train one shared network without a lock until T_max steps are made:
 
     Snapshot   θ' ← θ
     Act        up to t_max steps with π(a|s; θ'), or until the episode ends
@@ -20,31 +17,22 @@ without a lock. Each repeats, until the steps of all workers together reach T_ma
     python a3c.py --evaluate runs/NAME --capture-video
 
 Where this file departs from the paper, or decides what the paper leaves open:
-- One batched pass over the segment gives the gradient. θ' is constant within a segment, so it is
-  the sum that Algorithm S3 accumulates step by step.
-- The advantage R - V is a constant for the policy. The value gradient is c(R - V)∇V with c = 0.5;
-  --vf-coef 1 is the literal ∂(R - V)²/∂θ_v, halved as the authors say they halved it.
-- ε = 0.1 under the root and the limit 40 for the norm come from the authors' e-mails.
+- One batched pass over a segment gives the gradient that Algorithm S3 sums up step by step: θ' does not change in it.
+- The value gradient is c(R - V)∇V with c = 0.5, as in most reproductions; --vf-coef 1 is half of S3's ∂(R - V)²/∂θ_v.
 - A time limit bootstraps from V of the last observation; only termination makes R = 0.
 - Atari: a lost life ends a segment with R = 0, but not the game; up to 30 no-ops start a game.
 """
 
 import contextlib
 import json
-import math
-import multiprocessing
+import logging
 import os
 import random
-import re
 import signal
 import sys
-import threading
 import time
-from collections import deque
 from dataclasses import asdict, dataclass
-from multiprocessing import connection
 from pathlib import Path
-from typing import NoReturn
 
 import ale_py
 import cv2
@@ -57,58 +45,37 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-gym.register_envs(ale_py)
-cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
 SCRIPT = Path(__file__)
-START_METHOD = "fork" if sys.platform == "linux" else "spawn"
-LOSSES = "losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm"
-STATS = *LOSSES, "charts/learning_rate", "async/policy_lag"
+STATS = "losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm"
+STATS = *STATS, "async/policy_lag", "charts/learning_rate"
+cv2.setNumThreads(0)  # its threads would not survive a fork
 
 
 @dataclass
 class Args:
-    env_id: str = "BreakoutNoFrameskip-v4"
-    """environment: any Gymnasium id, module:Name-v0 for one's own; discrete actions"""
-    num_workers: int = 16
-    """number of actor-learner processes"""
-    total_timesteps: int = 10_000_000
-    """agent steps of all workers together (T_max; an Atari step is 4 frames)"""
-    seed: int = 1
-    """seed of everything; a run with --num-workers 1 can be repeated bit for bit"""
-    num_steps: int = 5
-    """longest segment between two updates of a worker, in agent steps (t_max)"""
-    gamma: float = 0.99
-    """discount per agent step (γ)"""
-    learning_rate: float = 7e-4
-    """learning rate at the start; it goes linearly to 0 at --total-timesteps (η)"""
-    rms_alpha: float = 0.99
-    """decay of RMSProp's mean square, per update (α)"""
-    rms_eps: float = 0.1
-    """constant under RMSProp's root (ε)"""
-    max_grad_norm: float = 40.0
-    """largest norm of a segment's gradient; a longer one is scaled down to it"""
-    ent_coef: float = 0.01
-    """weight of the entropy bonus (β)"""
-    vf_coef: float = 0.5
-    """weight of the value loss ½(R - V)² (c)"""
-    log_dir: str = "runs"
-    """folder in which every run makes a folder of its own"""
-    checkpoint_interval: float = 60.0
-    """seconds between two checkpoints; one more is written whenever a run ends or stops"""
-    resume: str = ""
-    """run folder or checkpoint.pt to go on with, by its own flags but for those given"""
-    evaluate: str = ""
-    """run folder or checkpoint.pt whose policy plays whole episodes, without training"""
-    eval_episodes: int = 10
-    """number of episodes that --evaluate plays"""
-    capture_video: bool = False
-    """leave an .mp4 of every episode that --evaluate plays, in the run's folder"""
+    env_id: str = "BreakoutNoFrameskip-v4"  # any Gymnasium id; module:Name-v0 for one's own
+    num_workers: int = 16  # number of actor-learner processes
+    total_timesteps: int = 10_000_000  # agent steps of all workers (T_max); 4 Atari frames each
+    seed: int = 1  # seed of everything; with --num-workers 1 a run repeats bit for bit
+    num_steps: int = 5  # longest segment between two updates, in agent steps (t_max)
+    gamma: float = 0.99  # discount per agent step (γ)
+    learning_rate: float = 7e-4  # at the start; goes linearly to 0 at --total-timesteps (η)
+    rms_alpha: float = 0.99  # decay per update of RMSProp's mean square (α)
+    rms_eps: float = 0.1  # constant under RMSProp's root (ε; from the authors)
+    max_grad_norm: float = 40.0  # a longer gradient is scaled down to this norm (from the authors)
+    ent_coef: float = 0.01  # weight of the entropy bonus (β)
+    vf_coef: float = 0.5  # weight of the value loss ½(R - V)² (c)
+    log_dir: str = "runs"  # folder in which every run makes a folder of its own
+    checkpoint_interval: float = 60.0  # seconds between checkpoints; a run also ends with one
+    resume: str = ""  # run folder or checkpoint.pt to go on with; flags given override its own
+    evaluate: str = ""  # run folder or checkpoint.pt that plays whole episodes, without training
+    eval_episodes: int = 10  # number of episodes to play with --evaluate
+    capture_video: bool = False  # with --evaluate, leave an .mp4 per episode in the run folder
 
 
 class Atari(gym.Wrapper):
-    """An ALE game as the paper plays it: each action is repeated for 4 frames; the maximum of the
-    last two screens (sprites flicker), grey and 84×84, and its three predecessors are the
-    observation, 84×84×4. It drives the emulator itself: env.step() would draw every screen.
+    """Repeats an action for 4 frames; stacks the last four maxima of two screens (sprites flicker), grey, 84×84. Drives
+    the emulator itself, since env.step() would draw the screens between, too.
     """
 
     def __init__(self, env: gym.Env):
@@ -122,10 +89,9 @@ class Atari(gym.Wrapper):
         _, info = self.env.reset(**kwargs)
         for _ in range(self.unwrapped.np_random.integers(31)):
             self.ale.act(0)
-        for screen in self.screens:
-            self.ale.getScreenGrayscale(screen)
-        self.stack = deque([self.grey()] * 4, maxlen=4)
-        return cv2.merge(list(self.stack)), info
+        self.screens[:] = self.ale.getScreenGrayscale()
+        self.stack = [self.grey()] * 4
+        return cv2.merge(self.stack), info
 
     def step(self, action):
         reward, lives = 0.0, self.ale.lives()
@@ -133,92 +99,75 @@ class Atari(gym.Wrapper):
             reward += self.ale.act(self.actions[action])
             if frame >= 2:
                 self.ale.getScreenGrayscale(self.screens[frame - 2])
-        self.stack.append(self.grey())
-        terminated = self.ale.game_over(with_truncation=False)
-        info = {"life_lost": self.ale.lives() < lives}
-        return cv2.merge(list(self.stack)), reward, terminated, self.ale.game_truncated(), info
+        self.stack = [*self.stack[1:], self.grey()]
+        terminated, info = self.ale.game_over(with_truncation=False), {"life_lost": self.ale.lives() < lives}
+        return cv2.merge(self.stack), reward, terminated, self.ale.game_truncated(), info
 
     def grey(self) -> np.ndarray:
         return cv2.resize(np.maximum(*self.screens), (84, 84), interpolation=cv2.INTER_AREA)
 
 
 def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
-    """One environment. Atari is preprocessed as in the paper, whatever the id's frame skip (a -v5
-    id keeps its sticky actions); other images (uint8, H×W, H×W×1 or H×W×3) become grey, 84×84×4.
-    """
+    """Atari as in the paper, whatever the id's frame skip; other uint8 images grey, 84×84×4; anything else as it is."""
     env = gym.make(env_id, render_mode=render_mode)
+    space, actions = env.observation_space, env.action_space
+    if not isinstance(space, gym.spaces.Box) or not isinstance(actions, gym.spaces.Discrete):
+        raise ValueError(f"a Box and Discrete actions are needed; it has {space} and {actions}")
     if isinstance(env.unwrapped, ale_py.AtariEnv):
-        return Atari(env)
-    space = env.observation_space
-    if space.dtype == np.uint8 and (len(space.shape) == 2 or space.shape[2:] in [(1,), (3,)]):
-        if space.shape[2:] == (3,):
-            env = gym.wrappers.GrayscaleObservation(env)
+        return gym.wrappers.TransformReward(gym.wrappers.RecordEpisodeStatistics(Atari(env)), np.sign)
+    if space.dtype == np.uint8 and len(space.shape) > 1 and space.shape[2:] in [(), (1,), (3,)]:
+        env = gym.wrappers.GrayscaleObservation(env) if space.shape[2:] == (3,) else env
         env = gym.wrappers.FrameStackObservation(gym.wrappers.ResizeObservation(env, (84, 84)), 4)
-        to_hwc, space = lambda obs: cv2.merge([*obs]), gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
-        env = gym.wrappers.TransformObservation(env, to_hwc, space)
-    return env
+        space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
+        env = gym.wrappers.TransformObservation(env, lambda obs: cv2.merge([*obs]), space)
+    return gym.wrappers.RecordEpisodeStatistics(env)
 
 
 class ActorCritic(nn.Module):
-    """π(a|s; θ) and V(s; θ_v): for images the network of §8, shared up to the two output layers;
-    for other observations an MLP each.
-    """
+    """π(a|s; θ) and V(s; θ_v): for images the network of §8, which shares all but its two outputs; else an MLP each."""
 
     def __init__(self, env: gym.Env):
         super().__init__()
         shape, num_actions = env.observation_space.shape, int(env.action_space.n)
-        self.is_image = shape == (84, 84, 4)
-        if self.is_image:
-            self.conv1, self.conv2 = nn.Conv2d(4, 16, 8, stride=4), nn.Conv2d(16, 32, 4, stride=2)
-            self.hidden = nn.Linear(9 * 9 * 32, 256)
+        self.convs, self.hidden = nn.ModuleList(), nn.Identity()
+        if shape == (84, 84, 4):
+            self.convs.extend([nn.Conv2d(4, 16, 8, stride=4), nn.Conv2d(16, 32, 4, stride=2)])
+            self.convs.to(memory_format=torch.channels_last)
+            self.hidden = nn.Sequential(nn.Linear(9 * 9 * 32, 256), nn.ReLU())
             self.policy, self.value = nn.Linear(256, num_actions), nn.Linear(256, 1)
-            self.to(memory_format=torch.channels_last)  # as the observations are
         else:
-            self.policy, self.value = mlp(math.prod(shape), num_actions), mlp(math.prod(shape), 1)
-
-    def features(self, obs: Tensor) -> Tensor:
-        x = obs.float().div_(255) if obs.dtype == torch.uint8 else obs.float()  # (B, *shape)
-        if self.is_image and len(x) == 1:
-            x = convolve_one(convolve_one(x[0], self.conv1), self.conv2)[None]  # (1, 9, 9, 32)
-        elif self.is_image:
-            x = self.conv2(self.conv1(x.permute(0, 3, 1, 2)).relu_()).relu_()  # (B, 32, 9, 9)
-            x = x.permute(0, 2, 3, 1)  # (B, 9, 9, 32)
-        x = x.flatten(1)
-        return self.hidden(x).relu_() if self.is_image else x  # (B, 256 or inputs)
+            size = int(np.prod(shape))
+            mlps = [nn.Sequential(nn.Linear(size, 256), nn.Tanh(), nn.Linear(256, n)) for n in (num_actions, 1)]
+            self.policy, self.value = mlps
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.features(obs)
+        x = obs.float().div_(255) if obs.dtype == torch.uint8 else obs.float()  # (B, *shape)
+        for conv in self.convs:
+            x = convolve(x, conv)  # (B, 20, 20, 16), (B, 9, 9, 32)
+        x = self.hidden(x.flatten(1))  # (B, 256)
         return self.policy(x), self.value(x).squeeze(1)  # (B, num_actions), (B,)
 
     @torch.inference_mode()
     def act(self, obs: np.ndarray) -> int:
-        """Draws an action from π(·|s) for one observation."""
-        logits = self.policy(self.features(torch.as_tensor(obs)[None]))[0]  # (num_actions,)
-        return random.choices(range(len(logits)), logits.softmax(0).tolist())[0]
+        """Draws an action from π(·|s)."""
+        probs = self(torch.as_tensor(obs)[None])[0].softmax(1)[0].tolist()  # (num_actions,)
+        return random.choices(range(len(probs)), probs)[0]
 
 
-def convolve_one(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """ReLU of a convolution of one H×W×C observation, as a matrix product: at this size oneDNN,
-    behind conv(x), takes longer to set up than to compute.
-    """
-    (h, w, c), k, s = x.shape, conv.kernel_size[0], conv.stride[0]
-    n = (h - k) // s + 1
-    patches = x.as_strided((n, n, k, k * c), (s * w * c, s * c, w * c, 1)).reshape(n * n, -1)
-    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # (out, k·k·c)
-    return nn.functional.linear(patches, weight, conv.bias).relu_().view(n, n, -1)
-
-
-def mlp(num_inputs: int, num_outputs: int) -> nn.Sequential:
-    hidden = [nn.Linear(num_inputs, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh()]
-    return nn.Sequential(*hidden, nn.Linear(64, num_outputs))
+def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """ReLU(conv(x)), channels last. One image is a matrix product, for which conv() is too slow."""
+    if len(x) > 1:
+        return conv(x.permute(0, 3, 1, 2)).relu_().permute(0, 2, 3, 1)
+    k, s = conv.kernel_size[0], conv.stride[0]
+    patches = x[0].unfold(0, k, s).unfold(1, k, s).permute(0, 1, 3, 4, 2).flatten(2)  # (n, n, k·k·in)
+    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # (out, k·k·in)
+    return nn.functional.linear(patches, weight, conv.bias).relu_()[None]  # (1, n, n, out)
 
 
 def flatten(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Moves the model's parameters into one vector and its gradients into another, and returns
-    them. What the model has are views: a snapshot is one copy, the update two lines.
-    """
-    num_params = sum(p.numel() for p in model.parameters())
-    params, grads, offset = torch.zeros(num_params), torch.zeros(num_params), 0
+    """Makes the parameters views of one vector, and their gradients of another; returns both."""
+    size = sum(p.numel() for p in model.parameters())
+    params, grads, offset = torch.zeros(size), torch.zeros(size), 0
     for p in model.parameters():
         view = p.shape, p.stride(), offset
         params.as_strided(*view).copy_(p.data)
@@ -228,57 +177,59 @@ def flatten(model: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 class Shared:
-    """All that the processes share, in shared memory, and all that a run has to remember.
+    """All that processes share and runs remember. No lock: θ and g are updated Hogwild, a counter has one writer."""
 
-    There is no lock: θ and g are updated Hogwild, and every counter has a single writer, so a
-    worker killed at any instruction leaves nothing locked.
-    """
-
-    def __init__(self, num_params: int, num_workers: int):
-        self.params = torch.zeros(num_params)  # θ
-        self.square_avg = torch.zeros(num_params)  # g
+    def __init__(self, params: Tensor, num_workers: int):
+        self.params = params.clone()  # θ
+        self.square_avg = torch.zeros_like(params)  # g
         self.steps = torch.zeros(num_workers, dtype=torch.int64)  # T is their sum
         self.updates = torch.zeros(num_workers, dtype=torch.int64)
         self.stop = torch.zeros(1, dtype=torch.bool)  # set by main
         for tensor in vars(self).values():
             tensor.share_memory_()
 
+    def rmsprop_update(self, grads: Tensor, lr: float, alpha: float, eps: float) -> None:
+        """Equations 8 and 9, RMSProp without centring: g ← αg + (1-α)Δθ², θ ← θ - ηΔθ/√(g+ε)."""
+        self.square_avg.mul_(alpha).addcmul_(grads, grads, value=1 - alpha)
+        self.params.addcmul_(grads, (self.square_avg + eps).rsqrt_(), value=-lr)
+
+    def save(self, run_dir: Path, args: Args) -> bool:
+        """A reader of checkpoint.pt finds the old file or the new one, never a part."""
+        part = run_dir / "checkpoint.part"
+        try:
+            torch.save({"script": SCRIPT.stem, "args": asdict(args), **vars(self)}, part)
+            os.replace(part, run_dir / "checkpoint.pt")
+            return True
+        except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
+            print(f"{SCRIPT.name}: can't write {part} (disk full?): {error}", file=sys.stderr)
+            return False
+
 
 def n_step_returns(rewards: list[float], bootstrap: float, gamma: float) -> Tensor:
     """R ← r_i + γR, backwards from R = bootstrap; (t,)."""
-    returns = []
+    returns = [bootstrap]
     for reward in reversed(rewards):
-        bootstrap = reward + gamma * bootstrap
-        returns.append(bootstrap)
-    return torch.tensor(returns[::-1])
+        returns.insert(0, reward + gamma * returns[0])
+    return torch.tensor(returns[:-1])
 
 
-def segment_losses(logits: Tensor, values: Tensor, actions: Tensor, returns: Tensor):
+def a3c_losses(logits: Tensor, values: Tensor, actions: Tensor, returns: Tensor) -> tuple:
     """Policy loss, value loss and entropy, each a sum over the segment."""
     logprobs = logits.log_softmax(1)  # (t, num_actions)
     advantages = returns - values  # (t,)
     policy_loss = -(logprobs.gather(1, actions[:, None])[:, 0] * advantages.detach()).sum()
-    entropy = -(logprobs.exp() * logprobs).sum()
-    return policy_loss, 0.5 * advantages.square().sum(), entropy
+    return policy_loss, 0.5 * advantages.square().sum(), -(logprobs.exp() * logprobs).sum()
 
 
-def rmsprop_update(params: Tensor, square_avg: Tensor, grads: Tensor, lr: float, args: Args):
-    """Equations 8 and 9, in place: RMSProp, not centred, with ε under the root."""
-    # g ← αg + (1-α)Δθ²
-    square_avg.mul_(args.rms_alpha).addcmul_(grads, grads, value=1 - args.rms_alpha)
-    # θ ← θ - ηΔθ/√(g+ε)
-    params.addcmul_(grads, (square_avg + args.rms_eps).rsqrt_(), value=-lr)
-
-
-def worker(rank: int, seed: int, args: Args, shared: Shared, pipe: connection.Connection) -> None:
-    """One actor-learner (Algorithm S3). Tells main (T, {tag: value}) through its pipe."""
-    prepare_process(seed)
-    env = make_env(args.env_id)
-    obs, _ = env.reset(seed=seed)
+def worker(rank: int, args: Args, seeds: list[int], shared: Shared, pipes: list) -> None:
+    """One actor-learner (Algorithm S3). It sends main (tag, value, T) to log."""
+    torch.set_num_threads(1)
+    for set_seed in (torch.manual_seed, np.random.seed, random.seed):
+        set_seed(seeds[rank])
+    env, pipe = make_env(args.env_id), pipes[rank]
     model = ActorCritic(env)
     params, grads = flatten(model)  # θ', Δθ
-    reward_limit = 1.0 if isinstance(env, Atari) else math.inf
-    episodic_return, length, stats = 0.0, 0, []
+    obs, _ = env.reset(seed=seeds[rank])
 
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
         # Snapshot: θ' ← θ
@@ -286,243 +237,164 @@ def worker(rank: int, seed: int, args: Args, shared: Shared, pipe: connection.Co
         updates = int(shared.updates.sum())
 
         # Act: up to t_max steps with π(a|s; θ'), or until the episode ends
-        segment, actions, rewards = [np.array(obs)], [], []
-        terminal = truncated = False
-        while len(rewards) < args.num_steps and not (terminal or truncated):
+        segment, actions, rewards, terminal, truncated = [np.array(obs)], [], [], False, False
+        while len(actions) < args.num_steps and not (terminal or truncated):
             actions.append(model.act(obs))
-            obs, reward, terminated, truncated, info = env.step(
-                actions[-1] + env.action_space.start
-            )
+            obs, reward, terminated, truncated, info = env.step(actions[-1])
             terminal = terminated or info.get("life_lost", False)
-            segment.append(np.array(obs))  # a copy: an environment may write into its own
-            rewards.append(max(-reward_limit, min(reward_limit, float(reward))))
-            episodic_return += float(reward)
-            length += 1
-        t = len(rewards)
+            segment.append(np.array(obs))  # a copy: an environment may reuse its own
+            rewards.append(float(reward))
+        t = len(actions)
 
         # Learn: Δθ from one pass over the segment, and over the state to bootstrap from
-        batch = torch.as_tensor(np.stack(segment[: t if terminal else t + 1]))
-        logits, values = model(batch)  # (t or t+1, num_actions), (t or t+1,)
+        logits, values = model(torch.as_tensor(np.stack(segment[:t] if terminal else segment)))  # (t or t+1, …)
         returns = n_step_returns(rewards, 0.0 if terminal else values[t].item(), args.gamma)  # (t,)
-        policy_loss, value_loss, entropy = segment_losses(
-            logits[:t], values[:t], torch.tensor(actions), returns
-        )
+        pg_loss, v_loss, entropy = a3c_losses(logits[:t], values[:t], torch.tensor(actions), returns)
         grads.zero_()
-        (policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss).backward()
-        grad_norm = grads.norm().item()
-        if not math.isfinite(grad_norm):
-            raise FloatingPointError("the gradient is not finite: try a lower --learning-rate")
-        if grad_norm > args.max_grad_norm:
-            grads.mul_(args.max_grad_norm / grad_norm)
+        (pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss).backward()
+        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm, error_if_nonfinite=True)
 
         # Update: θ and g of all workers, without a lock
         policy_lag = int(shared.updates.sum()) - updates
         lr = args.learning_rate * (1 - step / args.total_timesteps)
-        rmsprop_update(shared.params, shared.square_avg, grads, lr, args)
+        shared.rmsprop_update(grads, lr, args.rms_alpha, args.rms_eps)
         shared.updates[rank] += 1
         shared.steps[rank] += t
-
-        losses = policy_loss.item() / t, value_loss.item() / t, entropy.item() / t, grad_norm
-        stats.append((*losses, lr, policy_lag))
-        if len(stats) == 100:
-            pipe.send((step + t, dict(zip(STATS, np.mean(stats, axis=0).tolist(), strict=True))))
-            stats.clear()
+        if int(shared.updates[rank]) % 100 == 0:
+            losses = pg_loss.item() / t, v_loss.item() / t, entropy.item() / t
+            for tag, value in zip(STATS, (*losses, grad_norm.item(), policy_lag, lr), strict=True):
+                pipe.send((tag, value, step + t))
         if terminated or truncated:
-            episode = {"charts/episodic_return": episodic_return, "charts/episodic_length": length}
-            pipe.send((step + t, episode))
-            episodic_return, length = 0.0, 0
+            pipe.send(("charts/episodic_return", info["episode"]["r"], step + t))
+            pipe.send(("charts/episodic_length", info["episode"]["l"], step + t))
             obs, _ = env.reset()
 
 
-def prepare_process(seed: int) -> None:
-    """Gives a worker one thread, its own seeds, and an end when main ends, however that happens."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; main decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    main_process = multiprocessing.parent_process()
-    exit_with_main = lambda: (main_process.join(), os._exit(1))  # noqa: E731
-    threading.Thread(target=exit_with_main, daemon=True).start()
-    torch.set_num_threads(1)
-    for set_seed in (torch.manual_seed, np.random.seed, random.seed):
-        set_seed(seed)
-
-
-def bad_input(message: str) -> NoReturn:
-    print(f"{SCRIPT.name}: error: {message}", file=sys.stderr)
+def bad_input(message: str):
+    print(f"{SCRIPT.name}: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
 def check(args: Args) -> ActorCritic:
-    """Ends the program with one line and code 2 if it can't work; returns the initial network."""
+    """Makes the initial network, or ends the program if the arguments can't work."""
     for name, value in asdict(args).items():
-        low = 1 if isinstance(value, int) and name != "seed" else 0
-        high = 1 if name in ("gamma", "rms_alpha") else math.inf
+        low, high = int(isinstance(value, int) and name != "seed"), 1 if name in ("gamma", "rms_alpha") else np.inf
         if not isinstance(value, bool | str) and not low <= value <= high:
             bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
-    if args.resume and args.evaluate:
-        bad_input("--resume and --evaluate exclude each other: give one of them")
+    torch.manual_seed(args.seed)
     try:
         env = make_env(args.env_id)
     except Exception as error:
-        bad_input(f"can't make {args.env_id}: {' '.join(str(error).split())}")
-    if not isinstance(env.action_space, gym.spaces.Discrete):
-        bad_input(f"{args.env_id} has actions {env.action_space}; they must be Discrete")
-    if not isinstance(env.observation_space, gym.spaces.Box):
-        bad_input(f"{args.env_id} has observations {env.observation_space}; they must be a Box")
-    torch.manual_seed(args.seed)
-    model = ActorCritic(env)
-    env.close()
-    return model
+        bad_input(f"--env-id {args.env_id}: {error}")
+    return ActorCritic(env)
 
 
-def save_checkpoint(path: Path, args: Args, shared: Shared) -> bool:
-    """Writes all that a resume needs. A reader finds the old file or the new one, never a part."""
-    state = {name: tensor.clone() for name, tensor in vars(shared).items() if name != "stop"}
-    part = path.with_suffix(".part")
-    try:
-        with open(part, "wb") as file:
-            torch.save({"script": SCRIPT.stem, "args": asdict(args), **state}, file)
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
-        print(f"{SCRIPT.name}: can't write {path}: {error}", file=sys.stderr)
-    return not part.exists()
-
-
-def load_checkpoint(path: str) -> tuple[Path, dict]:
-    """The folder of a run and its checkpoint, given the path of either."""
+def load_checkpoint(path: str) -> tuple[dict, Path]:
+    """A checkpoint and the folder of its run, given the path of either."""
     file = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
     try:
         checkpoint = torch.load(file, weights_only=True)
-        if checkpoint["script"] != SCRIPT.stem:
-            bad_input(f"{file} was written by {checkpoint['script']}.py: use that")
-        checkpoint["args"] = Args(**{**checkpoint["args"], "resume": ""})
+        script, checkpoint["args"] = checkpoint["script"], Args(**checkpoint["args"])
     except Exception as error:
-        bad_input(f"can't read {file} as a checkpoint: {str(error).splitlines()[0]}")
-    return file.parent, checkpoint
+        bad_input(f"{file} can't be used as a checkpoint: {error}")
+    if script != SCRIPT.stem:
+        bad_input(f"{file} is a checkpoint of {script}.py: use that script")
+    return checkpoint, file.parent
 
 
-def restore(params: Tensor, checkpoint: dict, args: Args) -> None:
-    if params.shape != checkpoint["params"].shape:
-        bad_input(f"the checkpoint's network does not fit {args.env_id}")
-    params.copy_(checkpoint["params"])
-
-
-def evaluate(args: Args, model: ActorCritic) -> None:
-    """Plays whole episodes by the policy, and prints their returns, of unclipped rewards."""
-    run_dir, checkpoint = load_checkpoint(args.evaluate)
-    restore(flatten(model)[0], checkpoint, args)
+def evaluate(args: Args, model: ActorCritic, run_dir: Path) -> list[float]:
+    """Plays whole episodes by the policy; prints and returns their returns, rewards unclipped."""
     env = make_env(args.env_id, "rgb_array" if args.capture_video else None)
     if args.capture_video:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
     returns = []
     for episode in range(args.eval_episodes):
-        obs, _ = env.reset(seed=args.seed + episode)
-        returns.append(0.0)
-        terminated = truncated = False
-        while not (terminated or truncated):
-            action = model.act(obs)
-            obs, reward, terminated, truncated, _ = env.step(action + env.action_space.start)
-            returns[-1] += float(reward)
+        obs, info = env.reset(seed=args.seed + episode)
+        while "episode" not in info:  # which RecordEpisodeStatistics adds at its end
+            obs, _, _, _, info = env.step(model.act(obs))
+        returns.append(info["episode"]["r"])
         print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
     env.close()
-    print(f"{args.env_id}, {len(returns)} episodes: {np.mean(returns):.2f} ± {np.std(returns):.2f}")
+    print(f"{args.env_id}, {len(returns)} episodes: return {np.mean(returns):.2f} ± {np.std(returns):.2f}")
+    return returns
 
 
-def main(args: Args) -> None:
-    """Does what the command line does: trains, or evaluates."""
+def main(args: Args) -> list[float] | None:
+    """Does what the command line does: trains, or evaluates and returns the episodes' returns."""
     torch.set_num_threads(1)  # before anything runs: threads do not survive a fork
     model = check(args)
-    if args.evaluate:
-        return evaluate(args, model)
     params, _ = flatten(model)
-    shared = Shared(len(params), args.num_workers)
-    shared.params.copy_(params)
+    if path := args.resume or args.evaluate:
+        checkpoint, run_dir = load_checkpoint(path)
+        if len(params) != len(checkpoint["params"]):
+            bad_input(f"the network in {path} does not fit {args.env_id}")
+        params.copy_(checkpoint["params"])
+    if args.evaluate:
+        return evaluate(args, model, run_dir)
+    name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "-")
+    run_dir = run_dir if args.resume else Path(args.log_dir) / name.replace(":", "-")
+    try:
+        shared = Shared(params, args.num_workers)
+        run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
+        (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
+    except (OSError, RuntimeError) as error:
+        bad_input(f"can't start a run in {run_dir}: {error}")
     if args.resume:
-        run_dir, checkpoint = load_checkpoint(args.resume)
-        restore(shared.params, checkpoint, args)
         shared.square_avg.copy_(checkpoint["square_avg"])
         shared.steps[0], shared.updates[0] = checkpoint["steps"].sum(), checkpoint["updates"].sum()
-    else:
-        name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
-        run_dir = Path(args.log_dir) / re.sub(r"[^\w.-]", "_", name)
-        run_dir.mkdir(parents=True)
-    (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
-
+    print(f"{SCRIPT.name}: run folder {run_dir}", flush=True)
     start, signals = int(shared.steps.sum()), []
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(
-            signum, lambda signum, frame: (signals.append(signum), shared.stop.fill_(True))
-        )
-    ctx = mp.get_context(mp.get_start_method(allow_none=True) or START_METHOD)
+    stop = lambda signum, _: (signals.append((signum, time.monotonic())), shared.stop.fill_(True))  # noqa: E731
+    handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    method = mp.get_start_method(True) or ("fork" if sys.platform == "linux" else "spawn")
+    pipes = [mp.get_context(method).Pipe(duplex=False) for _ in range(args.num_workers)]
     seeds = np.random.SeedSequence([args.seed, start]).generate_state(args.num_workers).tolist()
-    running = {}
-    for rank, seed in enumerate(seeds):
-        receiver, sender = ctx.Pipe(duplex=False)
-        process = ctx.Process(target=worker, args=(rank, seed, args, shared, sender), daemon=True)
-        process.start()
-        sender.close()
-        running[process] = receiver
-
+    arguments = args, seeds, shared, [sender for _, sender in pipes]
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells every worker it stops
+    workers = mp.start_processes(worker, arguments, args.num_workers, False, True, method)
     writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
-    bar = tqdm(total=args.total_timesteps, initial=start, unit=" steps", disable=None)
-    returns, lost, deadline = deque(maxlen=100), "", math.inf
-    saved = reported = time.monotonic()
-    reported_step = start
-    try:
-        while running:
-            connection.wait([process.sentinel for process in running], timeout=0.2)
-            now, step = time.monotonic(), int(shared.steps.sum())
-            for process, pipe in list(running.items()):
-                exitcode = process.exitcode  # asked before the pipe is drained: nothing comes later
-                with contextlib.suppress(EOFError, OSError):  # closed, or killed while writing
-                    while pipe.poll():
-                        at, scalars = pipe.recv()
-                        for tag, value in scalars.items():
-                            writer.add_scalar(tag, value, at)
-                        if "charts/episodic_return" in scalars:
-                            returns.append(scalars["charts/episodic_return"])
-                if exitcode is not None:
-                    del running[process]
-                    if exitcode and not shared.stop:
-                        lost = f"{process.name} was lost with exit code {exitcode}"
-                        shared.stop.fill_(True)
-            if shared.stop:
-                deadline = min(deadline, now + 10)
-                if now > deadline:  # an environment that takes so long will not end its segment
-                    for process in running:
-                        process.kill()
-            bar.update(step - bar.n)
-            bar.set_postfix_str(f"return {np.mean(returns):.1f}" if returns else "")
-            if now - reported >= 10:
-                sps = (step - reported_step) / (now - reported)
-                writer.add_scalar("charts/SPS", sps, step)
-                if bar.disable:
-                    mean, left = np.mean(returns or [math.nan]), (args.total_timesteps - step) / sps
-                    print(
-                        f"{step:,} steps, {sps:,.0f}/s, return {mean:.1f}, {left / 60:,.0f} min left",
-                        flush=True,
-                    )
-                reported, reported_step = now, step
-            if now - saved >= args.checkpoint_interval:
-                save_checkpoint(run_dir / "checkpoint.pt", args, shared)
-                saved = now
-    finally:
-        shared.stop.fill_(True)
-        bar.close()
+    out = sys.stderr if sys.stderr.isatty() else open(os.devnull, "w")
+    bar = tqdm(None, None, args.total_timesteps, initial=start, file=out, unit=" steps", smoothing=0.05)
+    returns, ended, lost, last_save, last_report = [], False, False, time.monotonic(), time.monotonic()
+    while not ended:
+        try:
+            ended = workers.join(timeout=0.2)
+        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+            print(f"{SCRIPT.name}: a worker was lost: {error}", file=sys.stderr)
+            ended = lost = True
+        for receiver, _ in pipes:
+            while receiver.poll():
+                tag, value, at = receiver.recv()
+                with contextlib.suppress(OSError):  # a full disk: the run goes on, without its log
+                    writer.add_scalar(tag, value, at)
+                if tag == "charts/episodic_return":
+                    returns.append(value)
+                    bar.set_postfix_str(f"return {np.mean(returns[-100:]):.1f}", refresh=False)
+        now, step = time.monotonic(), int(shared.steps.sum())
+        bar.update(step - bar.n)
+        if now - last_report >= 10:
+            last_report = now
+            with contextlib.suppress(OSError):
+                writer.add_scalar("charts/SPS", bar.format_dict["rate"] or 0.0, step)
+            if out is not sys.stderr:
+                print(bar, flush=True)
+        if signals and now > signals[0][1] + 10:  # a step of the environment that does not end
+            for process in workers.processes:
+                process.kill()
+        if ended or now - last_save >= args.checkpoint_interval:
+            saved, last_save = shared.save(run_dir, args), now
+    bar.close()
+    with contextlib.suppress(OSError):
         writer.close()
-        ok = save_checkpoint(run_dir / "checkpoint.pt", args, shared)
-    if lost or signals:
-        print(f"{lost or 'stopped'}; go on with: python {SCRIPT.name} --resume {run_dir}")
-    sys.exit(1 if lost or not ok else 128 + signals[0] if signals else 0)
-
-
-def parse_args() -> Args:
-    options = {"description": __doc__.splitlines()[0], "config": (tyro.conf.FlagCreatePairsOff,)}
-    args = tyro.cli(Args, **options)
-    if path := args.resume or args.evaluate:
-        args = tyro.cli(Args, default=load_checkpoint(path)[1]["args"], **options)
-    return args
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+    if signals or lost or not saved:
+        print(f"to go on: python {SCRIPT.name} --resume {run_dir}", file=sys.stderr)
+        sys.exit(128 + signals[0][0] if signals else 1)
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    args = tyro.cli(Args, description=__doc__)
+    if path := args.resume or args.evaluate:
+        args = tyro.cli(Args, default=load_checkpoint(path)[0]["args"])
+    main(args)
