@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.10"
 # dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "ale-py==0.12.1", "opencv-python-headless==5.0.0.93",
-#                 "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1", "moviepy==2.2.1", "pygame==2.6.1"]
+#                 "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1", "moviepy==2.2.1", "pygame-ce==2.5.8"]
 # ///
 """A3C, asynchronous advantage actor-critic (Mnih et al. 2016, Algorithm S3).
 
