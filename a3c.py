@@ -74,9 +74,7 @@ class Args:
 
 
 class Atari(gym.Wrapper):
-    """Repeats an action for 4 frames; stacks the last four maxima of two screens (sprites flicker), grey, 84×84. Drives
-    the emulator itself, since env.step() would draw the screens between, too.
-    """
+    """Action repeat 4, maximum of 2 screens, grey, 84×84, stack of 4; env.step() would draw screens nobody looks at."""
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
@@ -268,6 +266,7 @@ def worker(rank: int, args: Args, seeds: list[int], shared: Shared, pipes: list)
             pipe.send(("charts/episodic_return", info["episode"]["r"], step + t))
             pipe.send(("charts/episodic_length", info["episode"]["l"], step + t))
             obs, _ = env.reset()
+    env.close()
 
 
 def bad_input(message: str):
@@ -282,11 +281,12 @@ def check(args: Args) -> ActorCritic:
         if not isinstance(value, bool | str) and not low <= value <= high:
             bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
     torch.manual_seed(args.seed)
+    random.seed(args.seed)
     try:
-        env = make_env(args.env_id)
+        with make_env(args.env_id) as env:
+            return ActorCritic(env)
     except Exception as error:
         bad_input(f"--env-id {args.env_id}: {error}")
-    return ActorCritic(env)
 
 
 def load_checkpoint(path: str) -> tuple[dict, Path]:

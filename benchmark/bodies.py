@@ -1,5 +1,5 @@
-"""Compares a hidden layer each for policy and value, as a3c.py has for observations that are not images, with one that both
-share: mean return of 100 evaluation episodes on CartPole-v1 with the default hyperparameters.
+"""Compares a hidden layer each for policy and value, as a3c.py has for observations that are not images, with one that
+both share: mean return of 100 evaluation episodes on CartPole-v1 with the default hyperparameters.
 
     python benchmark/bodies.py >benchmark/results/bodies.csv
 """

@@ -1,5 +1,5 @@
-"""Measures the three ways to start processes: seconds from launch until every worker has made an update, and MB of memory
-per further worker (its proportional set size, a page shared by n processes counting for 1/n).
+"""Measures the three ways to start processes: seconds from launch until every worker has made an update, and MB of
+memory per further worker (proportional set size: a page shared by n processes counts for 1/n).
 
     python benchmark/processes.py --out benchmark/results/processes.csv
 
