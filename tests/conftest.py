@@ -1,0 +1,118 @@
+"""What the tests share: the scripts under test, a run in this process, and a run as a process of its own."""
+
+import contextlib
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+SCRIPTS = ["a3c"]
+# Under spawn, __main__ would be imported again: a command has none to import.
+WITH_METHOD = """import multiprocessing, sys, tyro, {0} as script
+multiprocessing.set_start_method(sys.argv.pop(1))
+script.main(tyro.cli(script.Args))"""
+
+sys.path.insert(0, str(ROOT))
+torch.set_num_threads(1)  # threads would not survive the fork of a run in this process
+
+
+@pytest.fixture(scope="session", params=SCRIPTS)
+def script(request):
+    return importlib.import_module(request.param)
+
+
+def train(script, log_dir, code=0, env_id="toy_envs:Terminates-v0", num_workers=2, **flags) -> Path:
+    """Trains in this process, which saves the imports; returns the only run folder in log_dir."""
+    ended = 0
+    try:
+        script.main(script.Args(env_id=env_id, num_workers=num_workers, log_dir=str(log_dir), **flags))
+    except SystemExit as stop:
+        ended = stop.code
+    assert ended == code
+    (run_dir,) = Path(log_dir).iterdir()
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def trained(script, tmp_path_factory) -> Path:
+    """The folder of a finished run: copy it before you change it."""
+    return train(script, tmp_path_factory.mktemp("trained"), total_timesteps=2000, gamma=0.9)
+
+
+def checkpoint(run_dir: Path) -> dict:
+    return torch.load(run_dir / "checkpoint.pt", weights_only=True)
+
+
+def scalars(run_dir: Path, tag: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(run_dir), {"scalars": 0}).Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def wait_for(condition, seconds: float = 60):
+    """What the condition returns, once that is true."""
+    end = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return result
+
+
+class Run(subprocess.Popen):
+    """A script that runs in cwd, in a process group of its own, with its workers."""
+
+    def __init__(self, command: list[str], cwd: Path):
+        self.cwd, self.started = cwd, cwd / "started"
+        self.started.mkdir(exist_ok=True)
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)]), "TOY_DIR": str(self.started)}
+        pipe = subprocess.PIPE
+        super().__init__(command, cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+    def workers(self, number: int) -> list[int]:
+        """Process ids of the workers, once all of them have played the toy that tells."""
+        wait_for(lambda: len(list(self.started.iterdir())) == number or self.poll() is not None)
+        return [int(file.name) for file in self.started.iterdir()]
+
+    def ends(self) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr, once no process of the group is left."""
+        out, err = self.communicate(timeout=60)
+        wait_for(lambda: not self.alive(), 10)
+        return self.returncode, out, err
+
+    def alive(self) -> list[int]:
+        """The processes of the group, which a worker does not leave when its parent dies."""
+        pids = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+                pids += [int(stat.parent.name)] if int(group) == self.pid and state != "Z" else []
+        return pids
+
+    @property
+    def run_dir(self) -> Path:
+        (run_dir,) = (self.cwd / "runs").iterdir()
+        return run_dir
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Starts a script as a process; kills what a failed test leaves of it."""
+    runs = []
+
+    def start(script, *flags, method=None):
+        how = ["-c", WITH_METHOD.format(script.__name__), method] if method else [script.__file__]
+        runs.append(Run([sys.executable, *how, *map(str, flags)], tmp_path))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)

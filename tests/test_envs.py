@@ -1,0 +1,119 @@
+"""Preprocessing: Atari as in the paper, compared with an emulator driven by hand; other images; other boxes."""
+
+import itertools
+
+import cv2
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import checkpoint, scalars, train
+
+GAMES = ["BreakoutNoFrameskip-v4", "ALE/Breakout-v5", "ALE/SpaceInvaders-v5"]
+
+
+def emulators(script, env_id, seed=1):
+    """The script's environment, its first observation, and an emulator by hand in the same state."""
+    env, hand = script.make_env(env_id), gym.make(env_id)
+    obs, _ = env.reset(seed=seed)
+    hand.reset(seed=seed)
+    ale = hand.unwrapped.ale
+    while ale.getEpisodeFrameNumber() < env.unwrapped.ale.getEpisodeFrameNumber():
+        ale.act(0)  # as many no-ops as were drawn
+    env.action_space.seed(seed)
+    return env, obs, ale
+
+
+def shrink(screen):
+    return cv2.resize(screen, (84, 84), interpolation=cv2.INTER_AREA)
+
+
+@pytest.mark.parametrize("env_id", GAMES)
+def test_atari_observations(script, env_id):
+    env, obs, ale = emulators(script, env_id)
+    assert ale.getFloat("repeat_action_probability") == (0.25 if env_id.startswith("ALE/") else 0)
+    stack, flickers = [shrink(ale.getScreenGrayscale())] * 4, False
+    assert obs.shape == (84, 84, 4) and obs.dtype == np.uint8 and env.observation_space.contains(obs)
+    np.testing.assert_array_equal(obs, np.dstack(stack))
+    for _ in range(60):
+        before, action = ale.getEpisodeFrameNumber(), env.action_space.sample()
+        obs, *_ = env.step(action)
+        screens = []
+        for _ in range(4):
+            ale.act(ale.getMinimalActionSet()[action])
+            screens.append(ale.getScreenGrayscale())
+        assert env.unwrapped.ale.getEpisodeFrameNumber() == ale.getEpisodeFrameNumber() == before + 4
+        stack = [*stack[1:], shrink(np.maximum(screens[2], screens[3]))]  # the oldest first
+        np.testing.assert_array_equal(obs, np.dstack(stack))
+        flickers |= bool((screens[2] > screens[3]).any())
+    assert flickers
+
+
+def test_atari_rewards_are_clipped_but_not_in_the_log(script):
+    env, _, ale = emulators(script, "ALE/SpaceInvaders-v5")
+    rewards, by_hand, info = [], 0.0, {}
+    while "episode" not in info:
+        action = env.action_space.sample()
+        _, reward, terminated, truncated, info = env.step(action)
+        rewards.append(reward)
+        by_hand += sum(ale.act(ale.getMinimalActionSet()[action]) for _ in range(4))
+    assert terminated and not truncated and ale.game_over()
+    assert set(rewards) == {0, 1}
+    assert info["episode"]["r"] == by_hand > sum(rewards)
+
+
+def test_a_lost_life_is_told_and_the_game_goes_on(script):
+    env, _, _ = emulators(script, "BreakoutNoFrameskip-v4")
+    lives, terminated, frames = [5], False, 0
+    while not terminated:
+        _, _, terminated, _, info = env.step(env.action_space.sample())
+        lives.append(env.unwrapped.ale.lives())
+        assert info["life_lost"] == (lives[-1] < lives[-2])
+        assert terminated == (lives[-1] == 0)
+        assert env.unwrapped.ale.getEpisodeFrameNumber() > frames
+        frames = env.unwrapped.ale.getEpisodeFrameNumber()
+    assert sorted(set(lives), reverse=True) == [5, 4, 3, 2, 1, 0] and lives == sorted(lives, reverse=True)
+
+
+def test_games_start_differently(script):
+    env = script.make_env("BreakoutNoFrameskip-v4")
+    env.reset(seed=1)
+    starts = []
+    for _ in range(20):
+        env.reset()
+        starts.append(env.unwrapped.ale.getEpisodeFrameNumber())
+    assert len(set(starts)) > 5 and max(starts) - min(starts) <= 30
+
+
+def test_atari_from_training_to_video(script, tmp_path, capsys):
+    flags = dict(env_id="BreakoutNoFrameskip-v4", num_workers=4)
+    run_dir = train(script, tmp_path, total_timesteps=3000, **flags)
+    episodes = scalars(run_dir, "charts/episodic_return")
+    assert episodes and all(value == int(value) >= 0 for _, value in episodes)
+    assert (checkpoint(run_dir)["steps"] > 0).all()
+    evaluation = script.Args(evaluate=str(run_dir), eval_episodes=1, capture_video=True, **flags)
+    (score,) = script.main(evaluation)
+    assert f"1 episodes: return {score:.2f} ± 0.00" in capsys.readouterr().out
+    (file,) = run_dir.glob("**/*.mp4")
+    video, frames = cv2.VideoCapture(str(file)), []
+    while (read := video.read())[0]:
+        frames.append(read[1])
+    assert len(frames) > 100 and frames[0].shape == (210, 160, 3)
+    assert (frames[0] != frames[-1]).any()
+
+
+@pytest.mark.parametrize("kind", ["Colour", "Grey", "GreyChannel", "Square"])
+def test_images_that_are_not_atari(script, tmp_path, kind):
+    env = script.make_env(f"toy_envs:{kind}-v0")
+    stack = [env.reset(seed=1)[0]] + [env.step(0)[0] for _ in range(4)]
+    for obs in stack:
+        assert obs.shape == (84, 84, 4) and obs.dtype == np.uint8 and env.observation_space.contains(obs)
+    assert (stack[0] == stack[0][..., :1]).all()
+    for older, newer in itertools.pairwise(stack):
+        np.testing.assert_array_equal(older[..., 1:], newer[..., :3])  # the oldest first
+        assert (newer[..., 2] != newer[..., 3]).any()
+    train(script, tmp_path, env_id=f"toy_envs:{kind}-v0", total_timesteps=100)
+
+
+def test_a_matrix_is_flattened(script, tmp_path):
+    run_dir = train(script, tmp_path, env_id="toy_envs:Matrix-v0", total_timesteps=100)
+    assert len(checkpoint(run_dir)["params"]) > 256 * 2 * 3

@@ -1,0 +1,119 @@
+"""What can't work ends with exit code 2 and one line that says why, before anything is started or written."""
+
+import math
+import shutil
+
+import pytest
+import torch
+from conftest import checkpoint
+
+
+def refuses(script, capsys, monkeypatch, **flags) -> str:
+    """The one line with which main refuses these flags."""
+    monkeypatch.setattr(script.mp, "start_processes", lambda *args: pytest.fail("workers were started"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        script.main(script.Args(**flags))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{script.SCRIPT.name}: error: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ({"num_workers": 0}, "--num-workers"),
+        ({"total_timesteps": 0}, "--total-timesteps"),
+        ({"num_steps": -5}, "--num-steps"),
+        ({"eval_episodes": 0}, "--eval-episodes"),
+        ({"gamma": 1.5}, "--gamma"),
+        ({"gamma": math.nan}, "--gamma"),
+        ({"rms_alpha": -0.1}, "--rms-alpha"),
+        ({"learning_rate": -1.0}, "--learning-rate"),
+        ({"learning_rate": math.nan}, "--learning-rate"),
+        ({"checkpoint_interval": -1.0}, "--checkpoint-interval"),
+        ({"seed": -1}, "--seed"),
+        ({"env_id": "Nonsense-v0"}, "Nonsense"),
+        ({"env_id": "CartPole-v99"}, "CartPole-v99"),
+        ({"env_id": "no_such_module:Env-v0"}, "no_such_module"),
+        ({"env_id": "toy_envs:Nonsense-v0"}, "Nonsense"),
+        ({"env_id": "Pendulum-v1"}, "Discrete"),
+        ({"env_id": "FrozenLake-v1"}, "Box"),
+        ({"env_id": "toy_envs:Dict-v0"}, "Box"),
+    ],
+)
+def test_flags_and_environments(script, capsys, monkeypatch, tmp_path, flags, told):
+    flags = {"env_id": "CartPole-v1", "log_dir": str(tmp_path / "runs"), **flags}
+    assert told in refuses(script, capsys, monkeypatch, **flags)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("log_dir", ["file", "file/below"])
+def test_a_folder_that_cannot_be(script, capsys, monkeypatch, tmp_path, log_dir):
+    (tmp_path / "file").write_text("here")
+    flags = {"env_id": "CartPole-v1", "log_dir": str(tmp_path / log_dir)}
+    assert "file" in refuses(script, capsys, monkeypatch, **flags)
+    assert (tmp_path / "file").read_text() == "here"
+
+
+def spoil(file, damage):
+    """Makes a good checkpoint a bad one."""
+    saved = checkpoint(file.parent)
+    if damage == "missing":
+        file.unlink()
+    elif damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "text":
+        file.write_text("not\na checkpoint\n" * 9)
+    elif damage == "cut off":
+        file.write_bytes(file.read_bytes()[:-2000])
+    elif damage == "a state_dict":
+        torch.save({"weight": torch.zeros(3)}, file)
+    elif damage == "of another script":
+        torch.save({**saved, "script": "another"}, file)
+    elif damage == "with other flags":
+        torch.save({**saved, "args": {**saved["args"], "frobnicate": 1}}, file)
+
+
+@pytest.mark.parametrize("flag", ["resume", "evaluate"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "missing",
+        "empty",
+        "text",
+        "cut off",
+        "a state_dict",
+        "of another script",
+        "with other flags",
+        "of another network",
+    ],
+)
+def test_checkpoints(script, capsys, monkeypatch, trained, tmp_path, flag, damage):
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    spoil(run_dir / "checkpoint.pt", damage)
+    before = {file: file.read_bytes() for file in run_dir.iterdir()}
+    env_id = "CartPole-v1" if damage == "of another network" else "toy_envs:Terminates-v0"
+    line = refuses(script, capsys, monkeypatch, **{"env_id": env_id, flag: str(run_dir)})
+    assert str(run_dir) in line and ("another.py" in line) == (damage == "of another script")
+    assert {file: file.read_bytes() for file in run_dir.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--frobnicate", 1], "--frobnicate"),
+        (["--num-workers", "two"], "--num-workers"),
+        (["--env-id", "CartPole-v99"], "a3c.py: error: --env-id CartPole-v99"),
+        (["--resume", "nowhere"], "a3c.py: error: nowhere"),
+        (["--evaluate", "nowhere"], "a3c.py: error: nowhere"),
+    ],
+)
+def test_the_command_line(script, launch, flags, told):
+    run = launch(script, *flags)
+    code, out, err = run.ends()
+    assert code == 2 and told.replace("a3c", script.SCRIPT.stem) in err
+    assert not (run.cwd / "runs").exists() and "Traceback" not in out + err
+    if "error: " in told:
+        assert len(err.splitlines()) == 1

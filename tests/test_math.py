@@ -1,0 +1,69 @@
+"""What all scripts compute alike: the shared update, the way a gradient takes to it, and repeatable runs."""
+
+import pytest
+import torch
+from conftest import checkpoint, train
+from torch import nn
+
+
+def test_rmsprop_is_equations_8_and_9(script):
+    torch.manual_seed(1)
+    lr, alpha, eps = 0.01, 0.9, 0.1
+    shared = script.Shared(torch.randn(50), 1)
+    theta, g = shared.params.double(), torch.zeros(50, dtype=torch.float64)
+    for _ in range(20):
+        delta = torch.randn(50)
+        shared.rmsprop_update(delta, lr, alpha, eps)
+        g = alpha * g + (1 - alpha) * delta.double() ** 2
+        theta = theta - lr * delta.double() / (g + eps).sqrt()
+    torch.testing.assert_close(shared.square_avg.double(), g, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(shared.params.double(), theta, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_1_2_3_4_arrive_as_1_2_3_4(script):
+    model = nn.Linear(1, 1, bias=False)
+    params, grads = script.flatten(model)
+    shared = script.Shared(params, 1)
+    before, arrived = float(shared.params), []
+    for k in 1, 2, 3, 4:
+        params.copy_(shared.params)
+        grads.zero_()
+        (k * model.weight).sum().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 40.0)
+        # With α = 1, g stays 0; with ε = 1, the step is η times the gradient.
+        shared.rmsprop_update(grads, 1.0, 1.0, 1.0)
+        arrived.append(before - float(shared.params))
+        before = float(shared.params)
+    assert arrived == pytest.approx([1, 2, 3, 4], abs=1e-5)
+
+
+def test_flat_vectors_stay_the_parameters_and_gradients(script):
+    model = nn.Sequential(nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last), nn.Flatten(), nn.Linear(4, 2))
+    x = torch.randn(5, 3, 2, 2)
+    expected = model(x)
+    params, grads = script.flatten(model)
+    torch.testing.assert_close(model(x), expected)
+    model(x).sum().backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    assert grads.norm().item() == pytest.approx(1e-3, rel=1e-2)
+    params.fill_(7)
+    grads.fill_(8)
+    assert all((p.data == 7).all() and (p.grad == 8).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "toy_envs:Square-v0"])
+def test_one_worker_repeats_a_run_bit_for_bit(script, tmp_path, env_id):
+    params = []
+    for name, seed in ("first", 1), ("again", 1), ("other", 2):
+        run_dir = train(script, tmp_path / name, env_id=env_id, num_workers=1, total_timesteps=500, seed=seed)
+        params.append(checkpoint(run_dir)["params"])
+    assert torch.equal(params[0], params[1]) and not torch.equal(params[0], params[2])
+
+
+@pytest.mark.parametrize("kinds", [("Terminates", "InPlace"), ("Square", "SquareInPlace")])
+def test_an_environment_may_reuse_its_array(script, tmp_path, kinds):
+    params = []
+    for kind in kinds:
+        flags = dict(num_workers=1, total_timesteps=100)
+        params.append(checkpoint(train(script, tmp_path / kind, env_id=f"toy_envs:{kind}-v0", **flags))["params"])
+    assert torch.equal(*params)

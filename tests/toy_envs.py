@@ -1,0 +1,143 @@
+"""Small environments, each for one thing that can go wrong. Use them as toy_envs:Name-v0."""
+
+import os
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+
+
+class Count(gym.Env):
+    """Observes how many steps were made, and gives that as the reward."""
+
+    observation_space, action_space = Box(0, 100, (2,), np.float32), Discrete(2)
+
+    def __init__(self, length=7, end="terminated", life=None):
+        self.length, self.end, self.life, self.resets = length, end, life, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.resets = 0, self.resets + 1
+        return self.observe(), {}
+
+    def step(self, action):
+        self.t += 1
+        terminated, truncated = (self.t == self.length and self.end == end for end in ("terminated", "truncated"))
+        info = {"life_lost": self.t % self.life == 0} if self.life else {}
+        return self.observe(), self.reward(action), terminated, truncated, info
+
+    def observe(self):
+        return np.full(self.observation_space.shape, self.t, self.observation_space.dtype)
+
+    def reward(self, action):
+        return float(self.t)
+
+
+class Ones(Count):
+    """Nothing to see, 1 to get: a state's value depends on the endings alone."""
+
+    def observe(self):
+        return np.ones(2, np.float32)
+
+    def reward(self, action):
+        return 1.0
+
+
+class InPlace(Count):
+    """Returns the same array at each step, overwritten."""
+
+    seen = np.zeros(2, np.float32)
+
+    def observe(self):
+        self.seen[:] = self.t
+        return self.seen
+
+
+class Matrix(Count):
+    observation_space = Box(0, 100, (2, 3), np.float32)
+
+
+class Told(Count):
+    """Leaves a file named after its process when that has made 600 steps, then may hang."""
+
+    hangs = False
+    steps = 0
+
+    def reward(self, action):
+        self.steps += 1
+        if self.steps == 600:
+            Path(os.environ["TOY_DIR"], str(os.getpid())).touch()
+            time.sleep(3600 if self.hangs else 0)
+        return 1.0
+
+
+class Hangs(Told):
+    hangs = True
+
+
+class Crashes(Count):
+    def reward(self, action):
+        raise ArithmeticError("the toy is broken")
+
+
+class Spoilt(Count):
+    """Gives something that is not a number in its 30th episode."""
+
+    def __init__(self, reward=1.0, seen=1.0):
+        super().__init__()
+        self.bad_reward, self.bad_seen = reward, seen
+
+    def observe(self):
+        return super().observe() * np.float32(self.bad_seen if self.resets == 30 else 1)
+
+    def reward(self, action):
+        return self.bad_reward if self.resets == 30 else 1.0
+
+
+class Image(Count):
+    """Noise, which pays for action 2 of 4."""
+
+    action_space = Discrete(4)
+
+    def __init__(self, *shape, in_place=False):
+        super().__init__(length=10)
+        self.observation_space, self.in_place = Box(0, 255, shape, np.uint8), in_place
+        self.seen = np.zeros(shape, np.uint8)
+
+    def observe(self):
+        self.seen[:] = self.np_random.integers(0, 256, self.seen.shape)
+        return self.seen if self.in_place else self.seen.copy()
+
+    def reward(self, action):
+        return float(action == 2)
+
+
+class Dict(Count):
+    observation_space = gym.spaces.Dict({"count": Box(0, 100, (2,), np.float32)})
+
+    def observe(self):
+        return {"count": super().observe()}
+
+
+def register(name, env, *args, **kwargs):
+    gym.register(f"{name}-v0", lambda render_mode=None: env(*args, **kwargs))
+
+
+for kind in Told, Hangs, Crashes, InPlace, Matrix, Dict:
+    register(kind.__name__, kind)
+register("Terminates", Count)
+register("Truncates", Count, end="truncated")
+register("LosesLives", Count, length=10, life=3)
+register("Worth10", Ones, length=5, end="truncated")
+register("Worth1", Ones, length=1)
+register("Worth1PerLife", Ones, length=5, end="truncated", life=1)
+register("RewardNaN", Spoilt, reward=np.nan)
+register("RewardInf", Spoilt, reward=np.inf)
+register("SeenNaN", Spoilt, seen=np.nan)
+register("Colour", Image, 90, 80, 3)
+register("Grey", Image, 90, 80)
+register("GreyChannel", Image, 90, 80, 1)
+register("Square", Image, 84, 84)
+register("SquareInPlace", Image, 84, 84, in_place=True)
