@@ -19,8 +19,7 @@ Workers play a copy of the environment each, and train one shared network withou
 Where this file departs from the paper, or decides what the paper leaves open:
 - One batched pass over a segment gives the gradient that Algorithm S3 sums up step by step: θ' does not change in it.
 - The value gradient is c(R - V)∇V with c = 0.5, as in most reproductions; --vf-coef 1 is half of S3's ∂(R - V)²/∂θ_v.
-- A time limit bootstraps from V of the last observation; only termination makes R = 0.
-- Atari: a lost life ends a segment with R = 0, but not the game; up to 30 no-ops start a game.
+- A time limit bootstraps from V of the last observation. A lost life in Atari makes R = 0, but the game goes on.
 """
 
 import contextlib
@@ -74,7 +73,7 @@ class Args:
 
 
 class Atari(gym.Wrapper):
-    """Action repeat 4, maximum of 2 screens, grey, 84×84, stack of 4; env.step() would draw screens nobody looks at."""
+    """Up to 30 no-ops, action repeat 4, maximum of 2 screens, grey, 84×84, stack of 4; draws no screen in vain."""
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
@@ -109,8 +108,8 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
     """Atari as in the paper, whatever the id's frame skip; other uint8 images grey, 84×84×4; anything else as it is."""
     env = gym.make(env_id, render_mode=render_mode)
     space, actions = env.observation_space, env.action_space
-    if not isinstance(space, gym.spaces.Box) or not isinstance(actions, gym.spaces.Discrete):
-        raise ValueError(f"a Box and Discrete actions are needed; it has {space} and {actions}")
+    if not isinstance(space, gym.spaces.Box) or not isinstance(actions, gym.spaces.Discrete) or actions.start:
+        raise ValueError(f"a Box and Discrete actions from 0 are needed; it has {space} and {actions}")
     if isinstance(env.unwrapped, ale_py.AtariEnv):
         return gym.wrappers.TransformReward(gym.wrappers.RecordEpisodeStatistics(Atari(env)), np.sign)
     if space.dtype == np.uint8 and len(space.shape) > 1 and space.shape[2:] in [(), (1,), (3,)]:
@@ -142,7 +141,7 @@ class ActorCritic(nn.Module):
         x = obs.float().div_(255) if obs.dtype == torch.uint8 else obs.float()  # (B, *shape)
         for conv in self.convs:
             x = convolve(x, conv)  # (B, 20, 20, 16), (B, 9, 9, 32)
-        x = self.hidden(x.flatten(1))  # (B, 256)
+        x = self.hidden(x.reshape(len(x), -1))  # (B, 256)
         return self.policy(x), self.value(x).squeeze(1)  # (B, num_actions), (B,)
 
     @torch.inference_mode()
@@ -277,7 +276,8 @@ def bad_input(message: str):
 def check(args: Args) -> ActorCritic:
     """Makes the initial network, or ends the program if the arguments can't work."""
     for name, value in asdict(args).items():
-        low, high = int(isinstance(value, int) and name != "seed"), 1 if name in ("gamma", "rms_alpha") else np.inf
+        low = {"seed": 0, "rms_eps": 1e-12}.get(name, int(isinstance(value, int)))
+        high = {"seed": 2**32 - 1, "gamma": 1, "rms_alpha": 1}.get(name, np.inf)
         if not isinstance(value, bool | str) and not low <= value <= high:
             bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
     torch.manual_seed(args.seed)
@@ -324,7 +324,7 @@ def main(args: Args) -> list[float] | None:
     torch.set_num_threads(1)  # before anything runs: threads do not survive a fork
     model = check(args)
     params, _ = flatten(model)
-    if path := args.resume or args.evaluate:
+    if path := args.evaluate or args.resume:
         checkpoint, run_dir = load_checkpoint(path)
         if len(params) != len(checkpoint["params"]):
             bad_input(f"the network in {path} does not fit {args.env_id}")
@@ -344,14 +344,14 @@ def main(args: Args) -> list[float] | None:
         shared.steps[0], shared.updates[0] = checkpoint["steps"].sum(), checkpoint["updates"].sum()
     print(f"{SCRIPT.name}: run folder {run_dir}", flush=True)
     start, signals = int(shared.steps.sum()), []
-    stop = lambda signum, _: (signals.append((signum, time.monotonic())), shared.stop.fill_(True))  # noqa: E731
-    handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     method = mp.get_start_method(True) or ("fork" if sys.platform == "linux" else "spawn")
     pipes = [mp.get_context(method).Pipe(duplex=False) for _ in range(args.num_workers)]
     seeds = np.random.SeedSequence([args.seed, start]).generate_state(args.num_workers).tolist()
     arguments = args, seeds, shared, [sender for _, sender in pipes]
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells every worker it stops
     workers = mp.start_processes(worker, arguments, args.num_workers, False, True, method)
+    stop = lambda signum, _: (signals.append((signum, time.monotonic())), shared.stop.fill_(True))  # noqa: E731
+    handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
     out = sys.stderr if sys.stderr.isatty() else open(os.devnull, "w")
     bar = tqdm(None, None, args.total_timesteps, initial=start, file=out, unit=" steps", smoothing=0.05)
@@ -374,10 +374,10 @@ def main(args: Args) -> list[float] | None:
         bar.update(step - bar.n)
         if now - last_report >= 10:
             last_report = now
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # as above, or nobody reads the output any more
                 writer.add_scalar("charts/SPS", bar.format_dict["rate"] or 0.0, step)
-            if out is not sys.stderr:
-                print(bar, flush=True)
+                if out is not sys.stderr:
+                    print(bar, flush=True)
         if signals and now > signals[0][1] + 10:  # a step of the environment that does not end
             for process in workers.processes:
                 process.kill()
@@ -388,13 +388,13 @@ def main(args: Args) -> list[float] | None:
         writer.close()
     for signum, handler in handlers.items():
         signal.signal(signum, handler)
-    if signals or lost or not saved:
+    if signals or lost or not saved or step < args.total_timesteps:
         print(f"to go on: python {SCRIPT.name} --resume {run_dir}", file=sys.stderr)
         sys.exit(128 + signals[0][0] if signals else 1)
 
 
 if __name__ == "__main__":
     args = tyro.cli(Args, description=__doc__)
-    if path := args.resume or args.evaluate:
+    if path := args.evaluate or args.resume:
         args = tyro.cli(Args, default=load_checkpoint(path)[0]["args"])
     main(args)

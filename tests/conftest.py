@@ -69,6 +69,8 @@ def wait_for(condition, seconds: float = 60):
 class Run(subprocess.Popen):
     """A script that runs in cwd, in a process group of its own, with its workers."""
 
+    ended = False
+
     def __init__(self, command: list[str], cwd: Path):
         self.cwd, self.started = cwd, cwd / "started"
         self.started.mkdir(exist_ok=True)
@@ -81,10 +83,11 @@ class Run(subprocess.Popen):
         wait_for(lambda: len(list(self.started.iterdir())) == number or self.poll() is not None)
         return [int(file.name) for file in self.started.iterdir()]
 
-    def ends(self) -> tuple[int, str, str]:
+    def ends(self, seconds: float = 60) -> tuple[int, str, str]:
         """Exit code, stdout and stderr, once no process of the group is left."""
-        out, err = self.communicate(timeout=60)
+        out, err = self.communicate(timeout=seconds)
         wait_for(lambda: not self.alive(), 10)
+        self.ended = True
         return self.returncode, out, err
 
     def alive(self) -> list[int]:
@@ -113,6 +116,6 @@ def launch(tmp_path):
         return runs[-1]
 
     yield start
-    for run in runs:
+    for run in (run for run in runs if not run.ended):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(run.pid, signal.SIGKILL)

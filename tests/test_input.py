@@ -72,23 +72,14 @@ def spoil(file, damage):
         torch.save({"weight": torch.zeros(3)}, file)
     elif damage == "of another script":
         torch.save({**saved, "script": "another"}, file)
-    elif damage == "with other flags":
+    elif damage == "other flags":
         torch.save({**saved, "args": {**saved["args"], "frobnicate": 1}}, file)
 
 
 @pytest.mark.parametrize("flag", ["resume", "evaluate"])
 @pytest.mark.parametrize(
     "damage",
-    [
-        "missing",
-        "empty",
-        "text",
-        "cut off",
-        "a state_dict",
-        "of another script",
-        "with other flags",
-        "of another network",
-    ],
+    ["missing", "empty", "text", "cut off", "a state_dict", "of another script", "other flags", "of another network"],
 )
 def test_checkpoints(script, capsys, monkeypatch, trained, tmp_path, flag, damage):
     run_dir = shutil.copytree(trained, tmp_path / "run")

@@ -20,7 +20,7 @@ def cartpole(script, launch, seed, steps):
     """Mean return of 100 episodes after training with the default flags, on two cores."""
     flags = ["--env-id", "CartPole-v1", "--num-workers", 2, "--total-timesteps", steps, "--seed", seed]
     run = launch(script, *flags)
-    assert run.wait(600) == 0
+    assert run.ends(600)[0] == 0
     returns = script.main(script.Args(env_id="CartPole-v1", evaluate=str(run.run_dir), eval_episodes=100))
     return np.mean(returns)
 

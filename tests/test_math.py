@@ -60,6 +60,12 @@ def test_one_worker_repeats_a_run_bit_for_bit(script, tmp_path, env_id):
     assert torch.equal(params[0], params[1]) and not torch.equal(params[0], params[2])
 
 
+def test_an_evaluation_repeats(script, tmp_path):
+    flags = dict(env_id="CartPole-v1", evaluate=str(train(script, tmp_path, env_id="CartPole-v1", total_timesteps=500)))
+    returns = [script.main(script.Args(seed=seed, **flags)) for seed in (1, 1, 2)]
+    assert len(returns[0]) == 10 and returns[0] == returns[1] != returns[2]
+
+
 @pytest.mark.parametrize("kinds", [("Terminates", "InPlace"), ("Square", "SquareInPlace")])
 def test_an_environment_may_reuse_its_array(script, tmp_path, kinds):
     params = []
