@@ -101,10 +101,10 @@ def main(args: Args) -> None:
             rows.append((args.script, method, args.num_workers, repeat, f"{seconds:.2f}", f"{further:.1f}"))
             print(*rows[-1], flush=True)
     with open(args.out, "w", newline="") as file:
-        print(f"# machine: {machine()}; load before: {os.getloadavg()[0]:.1f}", file=file)
+        print(f"# machine: {machine()}; load at the end, of its own: {os.getloadavg()[0]:.1f}", file=file)
         print(f"# versions: {sys.version.split()[0]}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES), file=file)
         print(f"# commit: {head}", file=file)
-        print(f"# command: python benchmark/processes.py --out {args.out}", file=file)
+        print(f"# command: python benchmark/processes.py --out {args.out} --repeats {args.repeats}", file=file)
         writer = csv.writer(file)
         writer.writerow(("script", "method", "workers", "repeat", "seconds_until_all_updated", "mb_per_further_worker"))
         writer.writerows(rows)
