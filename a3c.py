@@ -45,9 +45,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 SCRIPT = Path(__file__)
-STATS = "losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm"
-STATS = *STATS, "async/policy_lag", "charts/learning_rate"
-cv2.setNumThreads(0)  # its threads would not survive a fork
+torch.set_num_threads(1)  # as many as a worker has any use for; more would not survive a fork
+cv2.setNumThreads(0)
 
 
 @dataclass
@@ -120,7 +119,7 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
     return gym.wrappers.RecordEpisodeStatistics(env)
 
 
-class ActorCritic(nn.Module):
+class Network(nn.Module):
     """π(a|s; θ) and V(s; θ_v): for images the network of §8, which shares all but its two outputs; else an MLP each."""
 
     def __init__(self, env: gym.Env):
@@ -136,6 +135,13 @@ class ActorCritic(nn.Module):
             size = int(np.prod(shape))
             mlps = [nn.Sequential(nn.Linear(size, 256), nn.Tanh(), nn.Linear(256, n)) for n in (num_actions, 1)]
             self.policy, self.value = mlps
+        size, offset = sum(p.numel() for p in self.parameters()), 0
+        self.params, self.grads = torch.zeros(size), torch.zeros(size)
+        for p in self.parameters():  # becomes a view of params, and its gradient one of grads
+            view = p.shape, p.stride(), offset
+            self.params.as_strided(*view).copy_(p.data)
+            p.data, p.grad = self.params.as_strided(*view), self.grads.as_strided(*view)
+            offset += p.numel()
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         x = obs.float().div_(255) if obs.dtype == torch.uint8 else obs.float()  # (B, *shape)
@@ -161,29 +167,15 @@ def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return nn.functional.linear(patches, weight, conv.bias).relu_()[None]  # (1, n, n, out)
 
 
-def flatten(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Makes the parameters views of one vector, and their gradients of another; returns both."""
-    size = sum(p.numel() for p in model.parameters())
-    params, grads, offset = torch.zeros(size), torch.zeros(size), 0
-    for p in model.parameters():
-        view = p.shape, p.stride(), offset
-        params.as_strided(*view).copy_(p.data)
-        p.data, p.grad = params.as_strided(*view), grads.as_strided(*view)
-        offset += p.numel()
-    return params, grads
-
-
 class Shared:
-    """All that processes share and runs remember. No lock: θ and g are updated Hogwild, a counter has one writer."""
+    """All that processes share, and a checkpoint holds. There is no lock: each counter has one writer."""
 
     def __init__(self, params: Tensor, num_workers: int):
-        self.params = params.clone()  # θ
-        self.square_avg = torch.zeros_like(params)  # g
-        self.steps = torch.zeros(num_workers, dtype=torch.int64)  # T is their sum
-        self.updates = torch.zeros(num_workers, dtype=torch.int64)
-        self.stop = torch.zeros(1, dtype=torch.bool)  # set by main
-        for tensor in vars(self).values():
-            tensor.share_memory_()
+        self.params = params.clone().share_memory_()  # θ
+        self.square_avg = torch.zeros_like(params).share_memory_()  # g
+        self.steps = torch.zeros(num_workers, dtype=torch.int64).share_memory_()  # T is their sum
+        self.updates = torch.zeros(num_workers, dtype=torch.int64).share_memory_()
+        self.stop = torch.zeros(1, dtype=torch.bool).share_memory_()  # set by main
 
     def rmsprop_update(self, grads: Tensor, lr: float, alpha: float, eps: float) -> None:
         """Equations 8 and 9, RMSProp without centring: g ← αg + (1-α)Δθ², θ ← θ - ηΔθ/√(g+ε)."""
@@ -210,28 +202,18 @@ def n_step_returns(rewards: list[float], bootstrap: float, gamma: float) -> Tens
     return torch.tensor(returns[:-1])
 
 
-def a3c_losses(logits: Tensor, values: Tensor, actions: Tensor, returns: Tensor) -> tuple:
-    """Policy loss, value loss and entropy, each a sum over the segment."""
-    logprobs = logits.log_softmax(1)  # (t, num_actions)
-    advantages = returns - values  # (t,)
-    policy_loss = -(logprobs.gather(1, actions[:, None])[:, 0] * advantages.detach()).sum()
-    return policy_loss, 0.5 * advantages.square().sum(), -(logprobs.exp() * logprobs).sum()
-
-
-def worker(rank: int, args: Args, seeds: list[int], shared: Shared, pipes: list) -> None:
-    """One actor-learner (Algorithm S3). It sends main (tag, value, T) to log."""
-    torch.set_num_threads(1)
+def worker(rank: int, args: Args, seeds: list[int], shared: Shared, pipes: tuple) -> None:
+    """One actor-learner (Algorithm S3). It sends main (T, {tag: value}) to log."""
     for set_seed in (torch.manual_seed, np.random.seed, random.seed):
         set_seed(seeds[rank])
     env, pipe = make_env(args.env_id), pipes[rank]
-    model = ActorCritic(env)
-    params, grads = flatten(model)  # θ', Δθ
+    model = Network(env)  # θ' is model.params, Δθ is model.grads
     obs, _ = env.reset(seed=seeds[rank])
 
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
         # Snapshot: θ' ← θ
-        params.copy_(shared.params)
-        updates = int(shared.updates.sum())
+        model.params.copy_(shared.params)
+        updates_before = int(shared.updates.sum())
 
         # Act: up to t_max steps with π(a|s; θ'), or until the episode ends
         segment, actions, rewards, terminal, truncated = [np.array(obs)], [], [], False, False
@@ -244,26 +226,31 @@ def worker(rank: int, args: Args, seeds: list[int], shared: Shared, pipes: list)
         t = len(actions)
 
         # Learn: Δθ from one pass over the segment, and over the state to bootstrap from
-        logits, values = model(torch.as_tensor(np.stack(segment[:t] if terminal else segment)))  # (t or t+1, …)
+        logits, values = model(torch.as_tensor(np.stack(segment)))  # (t+1, num_actions), (t+1,)
         returns = n_step_returns(rewards, 0.0 if terminal else values[t].item(), args.gamma)  # (t,)
-        pg_loss, v_loss, entropy = a3c_losses(logits[:t], values[:t], torch.tensor(actions), returns)
-        grads.zero_()
-        (pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss).backward()
+        logprobs, chosen = logits[:t].log_softmax(1), torch.tensor(actions)[:, None]  # (t, num_actions), (t, 1)
+        advantages = returns - values[:t]  # (t,)
+        policy_loss = -(logprobs.gather(1, chosen)[:, 0] * advantages.detach()).sum()
+        value_loss = 0.5 * advantages.square().sum()
+        entropy = -(logprobs.exp() * logprobs).sum()
+        model.grads.zero_()
+        (policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss).backward()
         grad_norm = nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm, error_if_nonfinite=True)
 
         # Update: θ and g of all workers, without a lock
-        policy_lag = int(shared.updates.sum()) - updates
+        policy_lag = int(shared.updates.sum()) - updates_before
         lr = args.learning_rate * (1 - step / args.total_timesteps)
-        shared.rmsprop_update(grads, lr, args.rms_alpha, args.rms_eps)
+        shared.rmsprop_update(model.grads, lr, args.rms_alpha, args.rms_eps)
         shared.updates[rank] += 1
         shared.steps[rank] += t
         if int(shared.updates[rank]) % 100 == 0:
-            losses = pg_loss.item() / t, v_loss.item() / t, entropy.item() / t
-            for tag, value in zip(STATS, (*losses, grad_norm.item(), policy_lag, lr), strict=True):
-                pipe.send((tag, value, step + t))
+            stats = {"losses/policy_loss": policy_loss.item() / t, "losses/value_loss": value_loss.item() / t}
+            stats["losses/entropy"] = entropy.item() / t
+            stats |= {"losses/grad_norm": grad_norm.item(), "async/policy_lag": policy_lag, "charts/learning_rate": lr}
+            pipe.send((step + t, stats))
         if terminated or truncated:
-            pipe.send(("charts/episodic_return", info["episode"]["r"], step + t))
-            pipe.send(("charts/episodic_length", info["episode"]["l"], step + t))
+            episode = {"charts/episodic_return": info["episode"]["r"], "charts/episodic_length": info["episode"]["l"]}
+            pipe.send((step + t, episode))
             obs, _ = env.reset()
     env.close()
 
@@ -273,7 +260,7 @@ def bad_input(message: str):
     sys.exit(2)
 
 
-def check(args: Args) -> ActorCritic:
+def check(args: Args) -> Network:
     """Makes the initial network, or ends the program if the arguments can't work."""
     for name, value in asdict(args).items():
         low = {"seed": 0, "rms_eps": 1e-12}.get(name, int(isinstance(value, int)))
@@ -284,7 +271,7 @@ def check(args: Args) -> ActorCritic:
     random.seed(args.seed)
     try:
         with make_env(args.env_id) as env:
-            return ActorCritic(env)
+            return Network(env)
     except Exception as error:
         bad_input(f"--env-id {args.env_id}: {error}")
 
@@ -294,15 +281,15 @@ def load_checkpoint(path: str) -> tuple[dict, Path]:
     file = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
     try:
         checkpoint = torch.load(file, weights_only=True)
-        script, checkpoint["args"] = checkpoint["script"], Args(**checkpoint["args"])
+        if checkpoint["script"] != SCRIPT.stem:
+            raise ValueError(f"it is of {checkpoint['script']}.py: use that script")
+        checkpoint["args"] = Args(**checkpoint["args"])
     except Exception as error:
         bad_input(f"{file} can't be used as a checkpoint: {error}")
-    if script != SCRIPT.stem:
-        bad_input(f"{file} is a checkpoint of {script}.py: use that script")
     return checkpoint, file.parent
 
 
-def evaluate(args: Args, model: ActorCritic, run_dir: Path) -> list[float]:
+def evaluate(args: Args, model: Network, run_dir: Path) -> list[float]:
     """Plays whole episodes by the policy; prints and returns their returns, rewards unclipped."""
     env = make_env(args.env_id, "rgb_array" if args.capture_video else None)
     if args.capture_video:
@@ -321,35 +308,33 @@ def evaluate(args: Args, model: ActorCritic, run_dir: Path) -> list[float]:
 
 def main(args: Args) -> list[float] | None:
     """Does what the command line does: trains, or evaluates and returns the episodes' returns."""
-    torch.set_num_threads(1)  # before anything runs: threads do not survive a fork
     model = check(args)
-    params, _ = flatten(model)
     if path := args.evaluate or args.resume:
         checkpoint, run_dir = load_checkpoint(path)
-        if len(params) != len(checkpoint["params"]):
+        if len(model.params) != len(checkpoint["params"]):
             bad_input(f"the network in {path} does not fit {args.env_id}")
-        params.copy_(checkpoint["params"])
+        model.params.copy_(checkpoint["params"])
     if args.evaluate:
         return evaluate(args, model, run_dir)
     name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "-")
     run_dir = run_dir if args.resume else Path(args.log_dir) / name.replace(":", "-")
     try:
-        shared = Shared(params, args.num_workers)
+        shared = Shared(model.params, args.num_workers)
         run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
         (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
     except (OSError, RuntimeError) as error:
         bad_input(f"can't start a run in {run_dir}: {error}")
     if args.resume:
-        shared.square_avg.copy_(checkpoint["square_avg"])
+        for name in vars(shared).keys() - {"steps", "updates", "stop"}:
+            getattr(shared, name).copy_(checkpoint[name])
         shared.steps[0], shared.updates[0] = checkpoint["steps"].sum(), checkpoint["updates"].sum()
     print(f"{SCRIPT.name}: run folder {run_dir}", flush=True)
     start, signals = int(shared.steps.sum()), []
     method = mp.get_start_method(True) or ("fork" if sys.platform == "linux" else "spawn")
-    pipes = [mp.get_context(method).Pipe(duplex=False) for _ in range(args.num_workers)]
+    receivers, senders = zip(*[mp.get_context(method).Pipe(False) for _ in range(args.num_workers)], strict=True)
     seeds = np.random.SeedSequence([args.seed, start]).generate_state(args.num_workers).tolist()
-    arguments = args, seeds, shared, [sender for _, sender in pipes]
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells every worker it stops
-    workers = mp.start_processes(worker, arguments, args.num_workers, False, True, method)
+    workers = mp.start_processes(worker, (args, seeds, shared, senders), args.num_workers, False, True, method)
     stop = lambda signum, _: (signals.append((signum, time.monotonic())), shared.stop.fill_(True))  # noqa: E731
     handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
@@ -362,15 +347,16 @@ def main(args: Args) -> list[float] | None:
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
             print(f"{SCRIPT.name}: a worker was lost: {error}", file=sys.stderr)
             ended = lost = True
-        for receiver, _ in pipes:
+        for receiver in receivers:
             while receiver.poll():
-                tag, value, at = receiver.recv()
-                with contextlib.suppress(OSError):  # a full disk: the run goes on, without its log
-                    writer.add_scalar(tag, value, at)
-                if tag == "charts/episodic_return":
-                    returns.append(value)
-                    bar.set_postfix_str(f"return {np.mean(returns[-100:]):.1f}", refresh=False)
+                at, stats = receiver.recv()
+                returns += [value for tag, value in stats.items() if tag == "charts/episodic_return"]
+                for tag, value in stats.items():
+                    with contextlib.suppress(OSError):  # a full disk: the run goes on, without its log
+                        writer.add_scalar(tag, value, at)
+        left = any(process.exitcode == 0 for process in workers.processes)
         now, step = time.monotonic(), int(shared.steps.sum())
+        bar.set_postfix_str(f"return {np.mean(returns[-100:]):.1f}" if returns else "", refresh=False)
         bar.update(step - bar.n)
         if now - last_report >= 10:
             last_report = now
@@ -378,7 +364,8 @@ def main(args: Args) -> list[float] | None:
                 writer.add_scalar("charts/SPS", bar.format_dict["rate"] or 0.0, step)
                 if out is not sys.stderr:
                     print(bar, flush=True)
-        if signals and now > signals[0][1] + 10:  # a step of the environment that does not end
+        if now > signals[0][1] + 10 if signals else left and step < args.total_timesteps:
+            print(f"{SCRIPT.name}: an environment hangs, or has ended its worker", file=sys.stderr)
             for process in workers.processes:
                 process.kill()
         if ended or now - last_save >= args.checkpoint_interval:

@@ -32,7 +32,7 @@ if __name__ == "__main__":
         import threading
         share(self, *args)
         def watch():
-            while not self.updates.all():
+            while not (self.updates.any() if {script!r} == "a2c" else self.updates.all()):
                 time.sleep(0.01)
             print("all", flush=True)
         threading.Thread(target=watch, daemon=True).start()

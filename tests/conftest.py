@@ -2,10 +2,13 @@
 
 import contextlib
 import importlib
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,7 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
-SCRIPTS = ["a3c"]
+VALUE_METHODS = ["onestep_q_async", "sarsa_async", "nstep_q_async"]
+SCRIPTS = [*VALUE_METHODS, "a3c", "a2c"]  # in reading order
+# Four files start and watch processes by the same text (test_copies.py): each method with one of them, and with a2c.
+PROCESSES = [(name, method) for name in SCRIPTS for method in ("fork", "spawn", "forkserver")
+             if method == "fork" or name in ("a3c", "a2c")]  # fmt: skip
 # Under spawn, __main__ would be imported again: a command has none to import.
 WITH_METHOD = """import multiprocessing, sys, tyro, {0} as script
 multiprocessing.set_start_method(sys.argv.pop(1))
@@ -45,7 +52,8 @@ def train(script, log_dir, code=0, env_id="toy_envs:Terminates-v0", num_workers=
 @pytest.fixture(scope="session")
 def trained(script, tmp_path_factory) -> Path:
     """The folder of a finished run: copy it before you change it."""
-    return train(script, tmp_path_factory.mktemp("trained"), total_timesteps=2000, gamma=0.9)
+    flags = {"target_interval": 500} if script.__name__ in VALUE_METHODS else {}
+    return train(script, tmp_path_factory.mktemp("trained"), total_timesteps=2000, gamma=0.9, **flags)
 
 
 def checkpoint(run_dir: Path) -> dict:
@@ -66,29 +74,56 @@ def wait_for(condition, seconds: float = 60):
     return result
 
 
-class Run(subprocess.Popen):
-    """A script that runs in cwd, in a process group of its own, with its workers."""
+class Run:
+    """A script that runs in cwd, in a process group of its own, with its workers.
+
+    It is forked from this process, which saves imports, unless another start method or a fresh interpreter is wanted.
+    """
 
     ended = False
 
-    def __init__(self, command: list[str], cwd: Path):
-        self.cwd, self.started = cwd, cwd / "started"
+    def __init__(self, script, flags: list[str], cwd: Path, method: str | None, fresh: bool):
+        self.cwd, self.started, self.argv = cwd, cwd / "started", [script.__file__, *flags]
         self.started.mkdir(exist_ok=True)
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)]), "TOY_DIR": str(self.started)}
-        pipe = subprocess.PIPE
-        super().__init__(command, cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        self.out, self.err = (Path(tempfile.mkstemp(dir=cwd)[1]) for _ in range(2))
+        if fresh or method in ("spawn", "forkserver"):
+            how = ["-c", WITH_METHOD.format(script.__name__), method] if method else [script.__file__]
+            env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)]), "TOY_DIR": str(self.started)}
+            command = [sys.executable, *how, *flags]
+            with self.out.open("w") as out, self.err.open("w") as err:
+                self.process = subprocess.Popen(
+                    command, cwd=cwd, env=env, stdout=out, stderr=err, start_new_session=True
+                )
+        else:
+            self.process = multiprocessing.get_context("fork").Process(target=self.run)
+            self.process.start()
+        self.pid = self.process.pid
+
+    def run(self) -> None:
+        """In the child: what `python script.py flags` does after the imports."""
+        os.setsid()
+        os.chdir(self.cwd)
+        os.environ["TOY_DIR"] = str(self.started)
+        for number, file in (1, self.out), (2, self.err):
+            os.dup2(os.open(file, os.O_WRONLY), number)
+        sys.stdin, sys.stdout, sys.stderr, sys.argv = open(os.devnull), open(1, "w"), open(2, "w"), self.argv
+        runpy.run_path(self.argv[0], run_name="__main__")
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
 
     def workers(self, number: int) -> list[int]:
         """Process ids of the workers, once all of them have played the toy that tells."""
-        wait_for(lambda: len(list(self.started.iterdir())) == number or self.poll() is not None)
+        wait_for(lambda: len(list(self.started.iterdir())) == number or self.returncode is not None)
         return [int(file.name) for file in self.started.iterdir()]
 
     def ends(self, seconds: float = 60) -> tuple[int, str, str]:
         """Exit code, stdout and stderr, once no process of the group is left."""
-        out, err = self.communicate(timeout=seconds)
+        wait_for(lambda: self.returncode is not None, seconds)
         wait_for(lambda: not self.alive(), 10)
         self.ended = True
-        return self.returncode, out, err
+        return self.returncode, self.out.read_text(), self.err.read_text()
 
     def alive(self) -> list[int]:
         """The processes of the group, which a worker does not leave when its parent dies."""
@@ -110,9 +145,8 @@ def launch(tmp_path):
     """Starts a script as a process; kills what a failed test leaves of it."""
     runs = []
 
-    def start(script, *flags, method=None):
-        how = ["-c", WITH_METHOD.format(script.__name__), method] if method else [script.__file__]
-        runs.append(Run([sys.executable, *how, *map(str, flags)], tmp_path))
+    def start(script, *flags, method=None, fresh=False):
+        runs.append(Run(script, [*map(str, flags)], tmp_path, method, fresh))
         return runs[-1]
 
     yield start

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import checkpoint
+from conftest import VALUE_METHODS, checkpoint
 
 
 def refuses(script, capsys, monkeypatch, **flags) -> str:
@@ -47,6 +47,23 @@ def test_flags_and_environments(script, capsys, monkeypatch, tmp_path, flags, to
     flags = {"env_id": "CartPole-v1", "log_dir": str(tmp_path / "runs"), **flags}
     assert told in refuses(script, capsys, monkeypatch, **flags)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "script, flags, told",
+    [
+        *((name, {flag: 0}, f"--{flag.replace('_', '-')}") for name in VALUE_METHODS
+          for flag in ("target_interval", "exploration_steps")),
+        ("a3c", {"ent_coef": -0.1}, "--ent-coef"),
+        ("a2c", {"vf_coef": -1.0}, "--vf-coef"),
+        ("a2c", {"device": "tpu"}, "--device"),
+        ("a2c", {"device": "cuda:99"}, "--device"),
+    ],
+    indirect=["script"],
+)  # fmt: skip
+def test_flags_of_a_script(script, capsys, monkeypatch, tmp_path, flags, told):
+    flags = {"env_id": "CartPole-v1", "log_dir": str(tmp_path / "runs"), **flags}
+    assert told in refuses(script, capsys, monkeypatch, **flags)
 
 
 @pytest.mark.parametrize("log_dir", ["file", "file/below"])

@@ -1,5 +1,6 @@
 """What all scripts compute alike: the shared update, the way a gradient takes to it, and repeatable runs."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import checkpoint, train
@@ -21,33 +22,31 @@ def test_rmsprop_is_equations_8_and_9(script):
 
 
 def test_gradients_1_2_3_4_arrive_as_1_2_3_4(script):
-    model = nn.Linear(1, 1, bias=False)
-    params, grads = script.flatten(model)
-    shared = script.Shared(params, 1)
-    before, arrived = float(shared.params), []
+    model = script.Network(script.make_env("CartPole-v1"))
+    shared = script.Shared(model.params, 1)
     for k in 1, 2, 3, 4:
-        params.copy_(shared.params)
-        grads.zero_()
-        (k * model.weight).sum().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 40.0)
+        model.params.copy_(shared.params)
+        model.grads.zero_()
+        (k * sum(p.sum() for p in model.parameters())).backward()
+        before = shared.params.clone()
         # With α = 1, g stays 0; with ε = 1, the step is η times the gradient.
-        shared.rmsprop_update(grads, 1.0, 1.0, 1.0)
-        arrived.append(before - float(shared.params))
-        before = float(shared.params)
-    assert arrived == pytest.approx([1, 2, 3, 4], abs=1e-5)
+        shared.rmsprop_update(model.grads, 1.0, 1.0, 1.0)
+        torch.testing.assert_close(before - shared.params, torch.full_like(before, k), atol=1e-5, rtol=0)
 
 
-def test_flat_vectors_stay_the_parameters_and_gradients(script):
-    model = nn.Sequential(nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last), nn.Flatten(), nn.Linear(4, 2))
-    x = torch.randn(5, 3, 2, 2)
-    expected = model(x)
-    params, grads = script.flatten(model)
-    torch.testing.assert_close(model(x), expected)
-    model(x).sum().backward()
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "toy_envs:Square-v0"])
+def test_flat_vectors_stay_the_parameters_and_gradients(script, env_id):
+    env = script.make_env(env_id)
+    torch.manual_seed(1)
+    model = script.Network(env)
+    size = sum(p.numel() for p in model.parameters())
+    assert len(model.params) == len(model.grads) == size and model.params.std() > 0.01
+    output = model(torch.as_tensor(np.stack([env.reset(seed=1)[0]] * 3)))
+    (output if torch.is_tensor(output) else output[0] + output[1][:, None]).sum().backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
-    assert grads.norm().item() == pytest.approx(1e-3, rel=1e-2)
-    params.fill_(7)
-    grads.fill_(8)
+    assert model.grads.norm().item() == pytest.approx(1e-3, rel=1e-2)
+    model.params.fill_(7)
+    model.grads.fill_(8)
     assert all((p.data == 7).all() and (p.grad == 8).all() for p in model.parameters())
 
 

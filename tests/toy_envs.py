@@ -1,6 +1,7 @@
 """Small environments, each for one thing that can go wrong. Use them as toy_envs:Name-v0."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -77,6 +78,16 @@ class Hangs(Told):
     hangs = True
 
 
+class Exits(Count):
+    steps = 0
+
+    def reward(self, action):
+        self.steps += 1
+        if self.steps == 600:
+            sys.exit(0)
+        return 1.0
+
+
 class Crashes(Count):
     def reward(self, action):
         raise ArithmeticError("the toy is broken")
@@ -125,7 +136,7 @@ def register(name, env, *args, **kwargs):
     gym.register(f"{name}-v0", lambda render_mode=None: env(*args, **kwargs))
 
 
-for kind in Told, Hangs, Crashes, InPlace, Matrix, Dict:
+for kind in Told, Hangs, Exits, Crashes, InPlace, Matrix, Dict:
     register(kind.__name__, kind)
 register("Terminates", Count)
 register("Truncates", Count, end="truncated")

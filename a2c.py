@@ -1,0 +1,399 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "ale-py==0.12.1", "opencv-python-headless==5.0.0.93",
+#                 "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1", "moviepy==2.2.1", "pygame-ce==2.5.8"]
+# ///
+"""A2C, the synchronous and repeatable sibling of A3C (Algorithm S3 of Mnih et al. 2016, without the asynchrony).
+
+Workers play a copy of the environment each; a learner acts for all of them, and learns when all have finished:
+
+    Snapshot   θ' ← θ
+    Act        up to t_max steps of each worker with π(a|s; θ'), or until its episode ends
+    Learn      R ← r_i + γR, backwards from R = 0 (terminal) or V(s_t; θ') (else)
+               Δθ = ∇_θ' Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²] over all workers
+    Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), η going linearly to 0
+
+    python a2c.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
+    python a2c.py --evaluate runs/NAME --capture-video
+
+The paper has no A2C. What this file decides:
+- With one worker it does what a3c.py does. The gradients of several are summed up, not averaged.
+- A worker whose episode ends waits for the others. Lost lives and time limits count as in a3c.py.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import ale_py
+import cv2
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.multiprocessing as mp
+import tyro
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+SCRIPT = Path(__file__)
+torch.set_num_threads(1)  # as many as a worker has any use for; more would not survive a fork
+cv2.setNumThreads(0)
+
+
+@dataclass
+class Args:
+    env_id: str = "BreakoutNoFrameskip-v4"  # any Gymnasium id; module:Name-v0 for one's own
+    num_workers: int = 16  # number of processes that play for the learner
+    total_timesteps: int = 10_000_000  # agent steps of all workers (T_max); 4 Atari frames each
+    seed: int = 1  # seed of everything; a run repeats bit for bit
+    num_steps: int = 5  # longest segment between two updates, in agent steps (t_max)
+    gamma: float = 0.99  # discount per agent step (γ)
+    learning_rate: float = 7e-4  # at the start; goes linearly to 0 at --total-timesteps (η)
+    rms_alpha: float = 0.99  # decay per update of RMSProp's mean square (α)
+    rms_eps: float = 0.1  # constant under RMSProp's root (ε; from the authors)
+    max_grad_norm: float = 40.0  # a longer gradient is scaled down to this norm (from the authors)
+    ent_coef: float = 0.01  # weight of the entropy bonus (β)
+    vf_coef: float = 0.5  # weight of the value loss ½(R - V)² (c)
+    device: str = "cpu"  # where the learner computes: cpu or cuda
+    log_dir: str = "runs"  # folder in which every run makes a folder of its own
+    checkpoint_interval: float = 60.0  # seconds between checkpoints; a run also ends with one
+    resume: str = ""  # run folder or checkpoint.pt to go on with; flags given override its own
+    evaluate: str = ""  # run folder or checkpoint.pt that plays whole episodes, without training
+    eval_episodes: int = 10  # number of episodes to play with --evaluate
+    capture_video: bool = False  # with --evaluate, leave an .mp4 per episode in the run folder
+
+
+class Atari(gym.Wrapper):
+    """Up to 30 no-ops, action repeat 4, maximum of 2 screens, grey, 84×84, stack of 4; draws no screen in vain."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self.ale, self.actions = env.unwrapped.ale, env.unwrapped.ale.getMinimalActionSet()
+        self.screens = np.zeros((2, *self.ale.getScreenDims()), np.uint8)
+        self.observation_space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
+        self.metadata = {**env.metadata, "render_fps": 15}
+
+    def reset(self, **kwargs):
+        _, info = self.env.reset(**kwargs)
+        for _ in range(self.unwrapped.np_random.integers(31)):
+            self.ale.act(0)
+        self.screens[:] = self.ale.getScreenGrayscale()
+        self.stack = [self.grey()] * 4
+        return cv2.merge(self.stack), info
+
+    def step(self, action):
+        reward, lives = 0.0, self.ale.lives()
+        for frame in range(4):
+            reward += self.ale.act(self.actions[action])
+            if frame >= 2:
+                self.ale.getScreenGrayscale(self.screens[frame - 2])
+        self.stack = [*self.stack[1:], self.grey()]
+        terminated, info = self.ale.game_over(with_truncation=False), {"life_lost": self.ale.lives() < lives}
+        return cv2.merge(self.stack), reward, terminated, self.ale.game_truncated(), info
+
+    def grey(self) -> np.ndarray:
+        return cv2.resize(np.maximum(*self.screens), (84, 84), interpolation=cv2.INTER_AREA)
+
+
+def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
+    """Atari as in the paper, whatever the id's frame skip; other uint8 images grey, 84×84×4; anything else as it is."""
+    env = gym.make(env_id, render_mode=render_mode)
+    space, actions = env.observation_space, env.action_space
+    if not isinstance(space, gym.spaces.Box) or not isinstance(actions, gym.spaces.Discrete) or actions.start:
+        raise ValueError(f"a Box and Discrete actions from 0 are needed; it has {space} and {actions}")
+    if isinstance(env.unwrapped, ale_py.AtariEnv):
+        return gym.wrappers.TransformReward(gym.wrappers.RecordEpisodeStatistics(Atari(env)), np.sign)
+    if space.dtype == np.uint8 and len(space.shape) > 1 and space.shape[2:] in [(), (1,), (3,)]:
+        env = gym.wrappers.GrayscaleObservation(env) if space.shape[2:] == (3,) else env
+        env = gym.wrappers.FrameStackObservation(gym.wrappers.ResizeObservation(env, (84, 84)), 4)
+        space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
+        env = gym.wrappers.TransformObservation(env, lambda obs: cv2.merge([*obs]), space)
+    return gym.wrappers.RecordEpisodeStatistics(env)
+
+
+class Network(nn.Module):
+    """π(a|s; θ) and V(s; θ_v): for images the network of §8, which shares all but its two outputs; else an MLP each."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__()
+        shape, num_actions = env.observation_space.shape, int(env.action_space.n)
+        self.convs, self.hidden = nn.ModuleList(), nn.Identity()
+        if shape == (84, 84, 4):
+            self.convs.extend([nn.Conv2d(4, 16, 8, stride=4), nn.Conv2d(16, 32, 4, stride=2)])
+            self.convs.to(memory_format=torch.channels_last)
+            self.hidden = nn.Sequential(nn.Linear(9 * 9 * 32, 256), nn.ReLU())
+            self.policy, self.value = nn.Linear(256, num_actions), nn.Linear(256, 1)
+        else:
+            size = int(np.prod(shape))
+            mlps = [nn.Sequential(nn.Linear(size, 256), nn.Tanh(), nn.Linear(256, n)) for n in (num_actions, 1)]
+            self.policy, self.value = mlps
+        size, offset = sum(p.numel() for p in self.parameters()), 0
+        self.params, self.grads = torch.zeros(size), torch.zeros(size)
+        for p in self.parameters():  # becomes a view of params, and its gradient one of grads
+            view = p.shape, p.stride(), offset
+            self.params.as_strided(*view).copy_(p.data)
+            p.data, p.grad = self.params.as_strided(*view), self.grads.as_strided(*view)
+            offset += p.numel()
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        x = obs.float().div_(255) if obs.dtype == torch.uint8 else obs.float()  # (B, *shape)
+        for conv in self.convs:
+            x = conv(x.permute(0, 3, 1, 2)).relu_().permute(0, 2, 3, 1)  # (B, 20, 20, 16), (B, 9, 9, 32)
+        x = self.hidden(x.reshape(len(x), -1))  # (B, 256)
+        return self.policy(x), self.value(x).squeeze(1)  # (B, num_actions), (B,)
+
+    @torch.inference_mode()
+    def act(self, obs: Tensor) -> list[int]:
+        """Draws an action from π(·|s) for each of a batch."""
+        probs = self(obs)[0].softmax(1).tolist()  # (B, num_actions)
+        return [random.choices(range(len(p)), p)[0] for p in probs]
+
+
+class Shared:
+    """All that processes share, and a checkpoint holds. There is no lock: each counter has one writer."""
+
+    def __init__(self, params: Tensor, num_workers: int):
+        self.params = params.clone().share_memory_()  # θ
+        self.square_avg = torch.zeros_like(params).share_memory_()  # g
+        self.steps = torch.zeros(num_workers, dtype=torch.int64).share_memory_()  # T is their sum
+        self.updates = torch.zeros(num_workers, dtype=torch.int64).share_memory_()
+        self.stop = torch.zeros(1, dtype=torch.bool).share_memory_()  # set by main
+
+    def rmsprop_update(self, grads: Tensor, lr: float, alpha: float, eps: float) -> None:
+        """Equations 8 and 9, RMSProp without centring: g ← αg + (1-α)Δθ², θ ← θ - ηΔθ/√(g+ε)."""
+        self.square_avg.mul_(alpha).addcmul_(grads, grads, value=1 - alpha)
+        self.params.addcmul_(grads, (self.square_avg + eps).rsqrt_(), value=-lr)
+
+    def save(self, run_dir: Path, args: Args) -> bool:
+        """A reader of checkpoint.pt finds the old file or the new one, never a part."""
+        part = run_dir / "checkpoint.part"
+        try:
+            torch.save({"script": SCRIPT.stem, "args": asdict(args), **vars(self)}, part)
+            os.replace(part, run_dir / "checkpoint.pt")
+            return True
+        except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
+            print(f"{SCRIPT.name}: can't write {part} (disk full?): {error}", file=sys.stderr)
+            return False
+
+
+def n_step_returns(rewards: list[float], bootstrap: float, gamma: float) -> Tensor:
+    """R ← r_i + γR, backwards from R = bootstrap; (t,)."""
+    returns = [bootstrap]
+    for reward in reversed(rewards):
+        returns.insert(0, reward + gamma * returns[0])
+    return torch.tensor(returns[:-1])
+
+
+def worker(rank: int, args: Args, seeds: list, shared: Shared, players: tuple, pipes: tuple, seen: Tensor) -> None:
+    """Plays the actions that come through its pipe. The process after the last worker is the learner."""
+    for set_seed in (torch.manual_seed, np.random.seed, random.seed):
+        set_seed(seeds[rank % args.num_workers])
+    env, pipe = make_env(args.env_id), pipes[rank]
+    if rank == args.num_workers:
+        return learner(args, env, shared, players, pipe, seen)
+    for player in players:  # the learner's ends, which are to break with the learner
+        player.close()
+    seen[0, rank] = torch.as_tensor(env.reset(seed=seeds[rank])[0])
+    pipe.send("ready")
+    while (action := pipe.recv()) is not None:
+        obs, reward, terminated, truncated, info = env.step(action)
+        seen[:, rank] = torch.as_tensor(obs)
+        if terminated or truncated:
+            seen[0, rank] = torch.as_tensor(env.reset()[0])
+        pipe.send((float(reward), bool(terminated or info.get("life_lost")), info.get("episode")))
+    env.close()
+
+
+def learner(args: Args, env: gym.Env, shared: Shared, players: tuple, pipe, seen: Tensor) -> None:
+    """Acts and learns for all workers (Algorithm S3). It sends main (T, {tag: value}) to log."""
+    torch.set_default_device(args.device)
+    everyone, model = range(args.num_workers), Network(env)  # θ' is model.params, Δθ is model.grads
+    for player in players:
+        player.recv()
+
+    while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
+        # Snapshot: θ' ← θ
+        model.params.copy_(shared.params)
+
+        # Act: up to t_max steps of each worker with π(a|s; θ'), or until its episode ends
+        segments, actions, rewards = [[obs] for obs in seen[0].clone()], [[] for _ in everyone], [[] for _ in everyone]
+        terminal, episodes, playing = [False for _ in everyone], [None for _ in everyone], [*everyone]
+        while playing:
+            for rank, action in zip(playing, model.act(seen[0, playing].to(args.device)), strict=True):
+                players[rank].send(action)
+                actions[rank].append(action)
+            for rank in playing:
+                reward, terminal[rank], episodes[rank] = players[rank].recv()
+                segments[rank].append(seen[1, rank].clone())
+                rewards[rank].append(reward)
+            playing = [n for n in playing if len(actions[n]) < args.num_steps and not (terminal[n] or episodes[n])]
+
+        # Learn: Δθ from one pass over the segments, and over the states to bootstrap from; B = t + num_workers
+        logits, values = model(torch.cat([torch.stack(s) for s in segments]).to(args.device))  # (B, …), (B,)
+        acted = torch.cat([torch.arange(len(a) + 1) < len(a) for a in actions])  # (B,): not in a segment's last state
+        t, lasts = int(acted.sum()), (values[~acted] * ~torch.tensor(terminal)).tolist()  # V(s_t), or 0 if terminal
+        returns = torch.cat([n_step_returns(rewards[n], lasts[n], args.gamma) for n in everyone])  # (t,)
+        logprobs, chosen = logits[acted].log_softmax(1), torch.cat([torch.tensor(a) for a in actions])[:, None]
+        advantages = returns - values[acted]  # (t,)
+        policy_loss = -(logprobs.gather(1, chosen)[:, 0] * advantages.detach()).sum()
+        value_loss = 0.5 * advantages.square().sum()
+        entropy = -(logprobs.exp() * logprobs).sum()
+        model.grads.zero_()
+        (policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss).backward()
+        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+
+        # Update: θ and g
+        lr = args.learning_rate * (1 - step / args.total_timesteps)
+        shared.rmsprop_update(model.grads.cpu(), lr, args.rms_alpha, args.rms_eps)
+        shared.updates[0] += 1
+        shared.steps += torch.tensor([len(a) for a in actions], device="cpu")
+        if int(shared.updates[0]) % 100 == 0:
+            stats = {"losses/policy_loss": policy_loss.item() / t, "losses/value_loss": value_loss.item() / t}
+            stats["losses/entropy"] = entropy.item() / t
+            pipe.send((step + t, stats | {"losses/grad_norm": grad_norm.item(), "charts/learning_rate": lr}))
+        for episode in filter(None, episodes):
+            pipe.send((step + t, {"charts/episodic_return": episode["r"], "charts/episodic_length": episode["l"]}))
+    for player in players:
+        player.send(None)
+
+
+def bad_input(message: str):
+    print(f"{SCRIPT.name}: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def check(args: Args) -> tuple[Network, Tensor]:
+    """Makes the initial network and an observation, or ends the program if the arguments can't work."""
+    for name, value in asdict(args).items():
+        low = {"seed": 0, "rms_eps": 1e-12}.get(name, int(isinstance(value, int)))
+        high = {"seed": 2**32 - 1, "gamma": 1, "rms_alpha": 1}.get(name, np.inf)
+        if not isinstance(value, bool | str) and not low <= value <= high:
+            bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
+    torch.manual_seed(args.seed)
+    random.seed(args.seed)
+    if args.device not in (["cpu", "cuda"] if torch.cuda.device_count() else ["cpu"]):
+        bad_input(f"--device must be cpu, or cuda where PyTorch finds a GPU, not {args.device}")
+    try:
+        with make_env(args.env_id) as env:
+            return Network(env), torch.as_tensor(env.observation_space.sample())
+    except Exception as error:
+        bad_input(f"--env-id {args.env_id}: {error}")
+
+
+def load_checkpoint(path: str) -> tuple[dict, Path]:
+    """A checkpoint and the folder of its run, given the path of either."""
+    file = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
+    try:
+        checkpoint = torch.load(file, weights_only=True)
+        if checkpoint["script"] != SCRIPT.stem:
+            raise ValueError(f"it is of {checkpoint['script']}.py: use that script")
+        checkpoint["args"] = Args(**checkpoint["args"])
+    except Exception as error:
+        bad_input(f"{file} can't be used as a checkpoint: {error}")
+    return checkpoint, file.parent
+
+
+def evaluate(args: Args, model: Network, run_dir: Path) -> list[float]:
+    """Plays whole episodes by the policy; prints and returns their returns, rewards unclipped."""
+    env = make_env(args.env_id, "rgb_array" if args.capture_video else None)
+    if args.capture_video:
+        env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
+    returns = []
+    for episode in range(args.eval_episodes):
+        obs, info = env.reset(seed=args.seed + episode)
+        while "episode" not in info:  # which RecordEpisodeStatistics adds at its end
+            obs, _, _, _, info = env.step(model.act(torch.as_tensor(obs)[None])[0])
+        returns.append(info["episode"]["r"])
+        print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
+    env.close()
+    print(f"{args.env_id}, {len(returns)} episodes: return {np.mean(returns):.2f} ± {np.std(returns):.2f}")
+    return returns
+
+
+def main(args: Args) -> list[float] | None:
+    """Does what the command line does: trains, or evaluates and returns the episodes' returns."""
+    model, obs = check(args)
+    if path := args.evaluate or args.resume:
+        checkpoint, run_dir = load_checkpoint(path)
+        if len(model.params) != len(checkpoint["params"]):
+            bad_input(f"the network in {path} does not fit {args.env_id}")
+        model.params.copy_(checkpoint["params"])
+    if args.evaluate:
+        return evaluate(args, model, run_dir)
+    name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "-")
+    run_dir = run_dir if args.resume else Path(args.log_dir) / name.replace(":", "-")
+    try:
+        shared = Shared(model.params, args.num_workers)
+        seen = obs.expand(2, args.num_workers, *obs.shape).clone().share_memory_()  # [0] to act on, [1] after a step
+        run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
+        (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
+    except (OSError, RuntimeError) as error:
+        bad_input(f"can't start a run in {run_dir}: {error}")
+    if args.resume:
+        for name in vars(shared).keys() - {"steps", "updates", "stop"}:
+            getattr(shared, name).copy_(checkpoint[name])
+        shared.steps[0], shared.updates[0] = checkpoint["steps"].sum(), checkpoint["updates"].sum()
+    print(f"{SCRIPT.name}: run folder {run_dir}", flush=True)
+    start, signals = int(shared.steps.sum()), []
+    method = mp.get_start_method(True) or ("fork" if sys.platform == "linux" else "spawn")
+    ours, theirs = zip(*[mp.get_context(method).Pipe() for _ in range(args.num_workers + 1)], strict=True)
+    seeds = np.random.SeedSequence([args.seed, start]).generate_state(args.num_workers).tolist()
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells every worker it stops
+    workers = mp.start_processes(worker, (args, seeds, shared, ours[:-1], theirs, seen), len(ours), False, True, method)
+    stop = lambda signum, _: (signals.append((signum, time.monotonic())), shared.stop.fill_(True))  # noqa: E731
+    handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
+    out = sys.stderr if sys.stderr.isatty() else open(os.devnull, "w")
+    bar = tqdm(None, None, args.total_timesteps, initial=start, file=out, unit=" steps", smoothing=0.05)
+    returns, ended, lost, last_save, last_report = [], False, False, time.monotonic(), time.monotonic()
+    while not ended:
+        try:
+            ended = workers.join(timeout=0.2)
+        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+            print(f"{SCRIPT.name}: a worker was lost: {error}", file=sys.stderr)
+            ended = lost = True
+        while ours[-1].poll():
+            at, stats = ours[-1].recv()
+            returns += [value for tag, value in stats.items() if tag == "charts/episodic_return"]
+            for tag, value in stats.items():
+                with contextlib.suppress(OSError):  # a full disk: the run goes on, without its log
+                    writer.add_scalar(tag, value, at)
+        left = any(process.exitcode == 0 for process in workers.processes)
+        now, step = time.monotonic(), int(shared.steps.sum())
+        bar.set_postfix_str(f"return {np.mean(returns[-100:]):.1f}" if returns else "", refresh=False)
+        bar.update(step - bar.n)
+        if now - last_report >= 10:
+            last_report = now
+            with contextlib.suppress(OSError):  # as above, or nobody reads the output any more
+                writer.add_scalar("charts/SPS", bar.format_dict["rate"] or 0.0, step)
+                if out is not sys.stderr:
+                    print(bar, flush=True)
+        if now > signals[0][1] + 10 if signals else left and step < args.total_timesteps:
+            print(f"{SCRIPT.name}: an environment hangs, or has ended its worker", file=sys.stderr)
+            for process in workers.processes:
+                process.kill()
+        if ended or now - last_save >= args.checkpoint_interval:
+            saved, last_save = shared.save(run_dir, args), now
+    bar.close()
+    with contextlib.suppress(OSError):
+        writer.close()
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+    if signals or lost or not saved or step < args.total_timesteps:
+        print(f"to go on: python {SCRIPT.name} --resume {run_dir}", file=sys.stderr)
+        sys.exit(128 + signals[0][0] if signals else 1)
+
+
+if __name__ == "__main__":
+    args = tyro.cli(Args, description=__doc__)
+    if path := args.evaluate or args.resume:
+        args = tyro.cli(Args, default=load_checkpoint(path)[0]["args"])
+    main(args)

@@ -1,0 +1,394 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "ale-py==0.12.1", "opencv-python-headless==5.0.0.93",
+#                 "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1", "moviepy==2.2.1", "pygame-ce==2.5.8"]
+# ///
+"""Asynchronous one-step Sarsa (Mnih et al. 2016, Algorithm 1 with the target of section 4).
+
+Workers play a copy of the environment each, and train one shared network without a lock until T_max steps are made:
+
+    Snapshot   θ' ← θ
+    Act        I_AsyncUpdate ε-greedy steps by Q(s, ·; θ'), or until the episode ends
+    Learn      y_i = r_i (terminal) or r_i + γ Q(s_{i+1}, a_{i+1}; θ⁻) (else), where a_{i+1} is then made
+               Δθ = ∇_θ' Σ_i ½(y_i - Q(s_i, a_i; θ'))²
+    Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), η going linearly to 0
+    Refresh    θ⁻ ← θ whenever T passes a multiple of I_target
+
+    python sarsa_async.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
+    python sarsa_async.py --evaluate runs/NAME --capture-video
+
+Where this file departs from the paper, or decides what the paper leaves open:
+- Algorithm 1 uses the shared θ itself. A snapshot θ' keeps other workers from writing to it between the forward and the
+  backward pass of the batch that gives the gradient, which must see the same. With one worker it makes no difference.
+- The steps to an update are counted from the last one; Algorithm 1 counts them from the worker's start.
+- The squared error is halved, as in DQN, and so is its gradient.
+- A time limit bootstraps from the last observation. A lost life in Atari makes y = r, but the game goes on.
+- a_{i+1} is drawn when s_{i+1} is seen, and made even if another segment begins there; after a time limit it can't be.
+- Each worker draws its last ε once. Worker 0 makes every refresh of θ⁻: so it happens once, with no lock.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import ale_py
+import cv2
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.multiprocessing as mp
+import tyro
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+SCRIPT = Path(__file__)
+torch.set_num_threads(1)  # as many as a worker has any use for; more would not survive a fork
+cv2.setNumThreads(0)
+
+
+@dataclass
+class Args:
+    env_id: str = "BreakoutNoFrameskip-v4"  # any Gymnasium id; module:Name-v0 for one's own
+    num_workers: int = 16  # number of actor-learner processes
+    total_timesteps: int = 10_000_000  # agent steps of all workers (T_max); 4 Atari frames each
+    seed: int = 1  # seed of everything; with --num-workers 1 a run repeats bit for bit
+    num_steps: int = 5  # longest segment between two updates, in agent steps (I_AsyncUpdate)
+    gamma: float = 0.99  # discount per agent step (γ)
+    learning_rate: float = 7e-4  # at the start; goes linearly to 0 at --total-timesteps (η)
+    rms_alpha: float = 0.99  # decay per update of RMSProp's mean square (α)
+    rms_eps: float = 0.1  # constant under RMSProp's root (ε; from the authors)
+    max_grad_norm: float = 40.0  # a longer gradient is scaled down to this norm (from the authors)
+    target_interval: int = 10_000  # agent steps of all workers from one refresh of θ⁻ to the next (I_target)
+    exploration_steps: int = 1_000_000  # agent steps of all workers in which ε goes from 1 to each worker's last ε
+    log_dir: str = "runs"  # folder in which every run makes a folder of its own
+    checkpoint_interval: float = 60.0  # seconds between checkpoints; a run also ends with one
+    resume: str = ""  # run folder or checkpoint.pt to go on with; flags given override its own
+    evaluate: str = ""  # run folder or checkpoint.pt that plays whole episodes, without training
+    eval_episodes: int = 10  # number of episodes to play with --evaluate
+    capture_video: bool = False  # with --evaluate, leave an .mp4 per episode in the run folder
+
+
+class Atari(gym.Wrapper):
+    """Up to 30 no-ops, action repeat 4, maximum of 2 screens, grey, 84×84, stack of 4; draws no screen in vain."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self.ale, self.actions = env.unwrapped.ale, env.unwrapped.ale.getMinimalActionSet()
+        self.screens = np.zeros((2, *self.ale.getScreenDims()), np.uint8)
+        self.observation_space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
+        self.metadata = {**env.metadata, "render_fps": 15}
+
+    def reset(self, **kwargs):
+        _, info = self.env.reset(**kwargs)
+        for _ in range(self.unwrapped.np_random.integers(31)):
+            self.ale.act(0)
+        self.screens[:] = self.ale.getScreenGrayscale()
+        self.stack = [self.grey()] * 4
+        return cv2.merge(self.stack), info
+
+    def step(self, action):
+        reward, lives = 0.0, self.ale.lives()
+        for frame in range(4):
+            reward += self.ale.act(self.actions[action])
+            if frame >= 2:
+                self.ale.getScreenGrayscale(self.screens[frame - 2])
+        self.stack = [*self.stack[1:], self.grey()]
+        terminated, info = self.ale.game_over(with_truncation=False), {"life_lost": self.ale.lives() < lives}
+        return cv2.merge(self.stack), reward, terminated, self.ale.game_truncated(), info
+
+    def grey(self) -> np.ndarray:
+        return cv2.resize(np.maximum(*self.screens), (84, 84), interpolation=cv2.INTER_AREA)
+
+
+def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
+    """Atari as in the paper, whatever the id's frame skip; other uint8 images grey, 84×84×4; anything else as it is."""
+    env = gym.make(env_id, render_mode=render_mode)
+    space, actions = env.observation_space, env.action_space
+    if not isinstance(space, gym.spaces.Box) or not isinstance(actions, gym.spaces.Discrete) or actions.start:
+        raise ValueError(f"a Box and Discrete actions from 0 are needed; it has {space} and {actions}")
+    if isinstance(env.unwrapped, ale_py.AtariEnv):
+        return gym.wrappers.TransformReward(gym.wrappers.RecordEpisodeStatistics(Atari(env)), np.sign)
+    if space.dtype == np.uint8 and len(space.shape) > 1 and space.shape[2:] in [(), (1,), (3,)]:
+        env = gym.wrappers.GrayscaleObservation(env) if space.shape[2:] == (3,) else env
+        env = gym.wrappers.FrameStackObservation(gym.wrappers.ResizeObservation(env, (84, 84)), 4)
+        space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
+        env = gym.wrappers.TransformObservation(env, lambda obs: cv2.merge([*obs]), space)
+    return gym.wrappers.RecordEpisodeStatistics(env)
+
+
+class Network(nn.Module):
+    """Q(s, ·; θ), a value for each action: for images the network of §8; else an MLP."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__()
+        shape, self.num_actions = env.observation_space.shape, int(env.action_space.n)
+        self.convs = nn.ModuleList()
+        if shape == (84, 84, 4):
+            self.convs.extend([nn.Conv2d(4, 16, 8, stride=4), nn.Conv2d(16, 32, 4, stride=2)])
+            self.convs.to(memory_format=torch.channels_last)
+            self.hidden = nn.Sequential(nn.Linear(9 * 9 * 32, 256), nn.ReLU())
+        else:
+            self.hidden = nn.Sequential(nn.Linear(int(np.prod(shape)), 256), nn.Tanh())
+        self.q = nn.Linear(256, self.num_actions)
+        size, offset = sum(p.numel() for p in self.parameters()), 0
+        self.params, self.grads = torch.zeros(size), torch.zeros(size)
+        for p in self.parameters():  # becomes a view of params, and its gradient one of grads
+            view = p.shape, p.stride(), offset
+            self.params.as_strided(*view).copy_(p.data)
+            p.data, p.grad = self.params.as_strided(*view), self.grads.as_strided(*view)
+            offset += p.numel()
+
+    def forward(self, obs: Tensor) -> Tensor:
+        x = obs.float().div_(255) if obs.dtype == torch.uint8 else obs.float()  # (B, *shape)
+        for conv in self.convs:
+            x = convolve(x, conv)  # (B, 20, 20, 16), (B, 9, 9, 32)
+        x = self.hidden(x.reshape(len(x), -1))  # (B, 256)
+        return self.q(x)  # (B, num_actions)
+
+    @torch.inference_mode()
+    def act(self, obs: np.ndarray, epsilon: float = 0.05) -> int:
+        """ε-greedy: any action with probability ε, else the best. An evaluation takes the default."""
+        if random.random() < epsilon:
+            return random.randrange(self.num_actions)
+        return int(self(torch.as_tensor(obs)[None]).argmax())
+
+
+def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """ReLU(conv(x)), channels last. One image is a matrix product, for which conv() is too slow."""
+    if len(x) > 1:
+        return conv(x.permute(0, 3, 1, 2)).relu_().permute(0, 2, 3, 1)
+    k, s = conv.kernel_size[0], conv.stride[0]
+    patches = x[0].unfold(0, k, s).unfold(1, k, s).permute(0, 1, 3, 4, 2).flatten(2)  # (n, n, k·k·in)
+    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # (out, k·k·in)
+    return nn.functional.linear(patches, weight, conv.bias).relu_()[None]  # (1, n, n, out)
+
+
+class Shared:
+    """All that processes share, and a checkpoint holds. There is no lock: each counter has one writer."""
+
+    def __init__(self, params: Tensor, num_workers: int):
+        self.params = params.clone().share_memory_()  # θ
+        self.target = params.clone().share_memory_()  # θ⁻
+        self.refreshed = torch.zeros(1, dtype=torch.int64).share_memory_()  # T at the last refresh of θ⁻
+        self.square_avg = torch.zeros_like(params).share_memory_()  # g
+        self.steps = torch.zeros(num_workers, dtype=torch.int64).share_memory_()  # T is their sum
+        self.updates = torch.zeros(num_workers, dtype=torch.int64).share_memory_()
+        self.stop = torch.zeros(1, dtype=torch.bool).share_memory_()  # set by main
+
+    def rmsprop_update(self, grads: Tensor, lr: float, alpha: float, eps: float) -> None:
+        """Equations 8 and 9, RMSProp without centring: g ← αg + (1-α)Δθ², θ ← θ - ηΔθ/√(g+ε)."""
+        self.square_avg.mul_(alpha).addcmul_(grads, grads, value=1 - alpha)
+        self.params.addcmul_(grads, (self.square_avg + eps).rsqrt_(), value=-lr)
+
+    def save(self, run_dir: Path, args: Args) -> bool:
+        """A reader of checkpoint.pt finds the old file or the new one, never a part."""
+        part = run_dir / "checkpoint.part"
+        try:
+            torch.save({"script": SCRIPT.stem, "args": asdict(args), **vars(self)}, part)
+            os.replace(part, run_dir / "checkpoint.pt")
+            return True
+        except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
+            print(f"{SCRIPT.name}: can't write {part} (disk full?): {error}", file=sys.stderr)
+            return False
+
+
+def worker(rank: int, args: Args, seeds: list[int], shared: Shared, pipes: tuple) -> None:
+    """One actor-learner (Algorithm 1). It sends main (T, {tag: value}) to log."""
+    for set_seed in (torch.manual_seed, np.random.seed, random.seed):
+        set_seed(seeds[rank])
+    env, pipe = make_env(args.env_id), pipes[rank]
+    model = Network(env)  # θ' is model.params, Δθ is model.grads
+    target = Network(env).requires_grad_(False)  # θ⁻ is target.params
+    generator = np.random.default_rng([args.seed, rank])  # not seeds[rank], which a resumed run changes
+    last_epsilon = generator.choice([0.1, 0.01, 0.5], p=[0.4, 0.3, 0.3])
+    (obs, _), next_action = env.reset(seed=seeds[rank]), None
+
+    while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
+        # Snapshot: θ' ← θ
+        model.params.copy_(shared.params)
+        target.params.copy_(shared.target)
+        updates_before = int(shared.updates.sum())
+
+        # Act: I_AsyncUpdate ε-greedy steps by Q(s, ·; θ'), or until the episode ends
+        epsilon = last_epsilon + (1 - last_epsilon) * max(0, 1 - step / args.exploration_steps)
+        segment, actions, rewards, terminal, truncated = [np.array(obs)], [], [], False, False
+        actions.append(model.act(obs, epsilon) if next_action is None else next_action)
+        while len(rewards) < args.num_steps and not (terminal or truncated):
+            obs, reward, terminated, truncated, info = env.step(actions[-1])
+            terminal = terminated or info.get("life_lost", False)
+            segment.append(np.array(obs))  # a copy: an environment may reuse its own
+            rewards.append(float(reward))
+            actions.append(model.act(obs, epsilon))
+        t, next_action = len(rewards), actions[-1]
+
+        # Learn: Δθ from one pass over the segment
+        states, chosen = torch.as_tensor(np.stack(segment)), torch.tensor(actions)[:, None]  # (t+1, …), (t+1, 1)
+        next_values = target(states[1:]).gather(1, chosen[1:])[:, 0].tolist()  # Q(s_{i+1}, a_{i+1}; θ⁻), (t,)
+        next_values[-1] *= not terminal
+        targets = torch.tensor([r + args.gamma * value for r, value in zip(rewards, next_values, strict=True)])  # (t,)
+        q = model(states[:t]).gather(1, chosen[:t])[:, 0]  # Q(s_i, a_i; θ'), (t,)
+        td_loss = 0.5 * (targets - q).square().sum()
+        model.grads.zero_()
+        td_loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+
+        # Update: θ and g of all workers, without a lock
+        policy_lag = int(shared.updates.sum()) - updates_before
+        lr = args.learning_rate * (1 - step / args.total_timesteps)
+        shared.rmsprop_update(model.grads, lr, args.rms_alpha, args.rms_eps)
+        shared.updates[rank] += 1
+        shared.steps[rank] += t
+        if int(shared.updates[rank]) % 100 == 0:
+            stats = {"losses/td_loss": td_loss.item() / t, "charts/epsilon": epsilon}
+            stats |= {"losses/grad_norm": grad_norm.item(), "async/policy_lag": policy_lag, "charts/learning_rate": lr}
+            pipe.send((step + t, stats))
+        if terminated or truncated:
+            episode = {"charts/episodic_return": info["episode"]["r"], "charts/episodic_length": info["episode"]["l"]}
+            pipe.send((step + t, episode))
+            (obs, _), next_action = env.reset(), None
+
+        # Refresh: θ⁻ ← θ whenever T has passed a multiple of I_target; by one worker, so that it happens once
+        if rank == 0 and (step + t) // args.target_interval > int(shared.refreshed) // args.target_interval:
+            shared.target.copy_(shared.params)
+            shared.refreshed.fill_(step + t)
+    env.close()
+
+
+def bad_input(message: str):
+    print(f"{SCRIPT.name}: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def check(args: Args) -> Network:
+    """Makes the initial network, or ends the program if the arguments can't work."""
+    for name, value in asdict(args).items():
+        low = {"seed": 0, "rms_eps": 1e-12}.get(name, int(isinstance(value, int)))
+        high = {"seed": 2**32 - 1, "gamma": 1, "rms_alpha": 1}.get(name, np.inf)
+        if not isinstance(value, bool | str) and not low <= value <= high:
+            bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
+    torch.manual_seed(args.seed)
+    random.seed(args.seed)
+    try:
+        with make_env(args.env_id) as env:
+            return Network(env)
+    except Exception as error:
+        bad_input(f"--env-id {args.env_id}: {error}")
+
+
+def load_checkpoint(path: str) -> tuple[dict, Path]:
+    """A checkpoint and the folder of its run, given the path of either."""
+    file = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
+    try:
+        checkpoint = torch.load(file, weights_only=True)
+        if checkpoint["script"] != SCRIPT.stem:
+            raise ValueError(f"it is of {checkpoint['script']}.py: use that script")
+        checkpoint["args"] = Args(**checkpoint["args"])
+    except Exception as error:
+        bad_input(f"{file} can't be used as a checkpoint: {error}")
+    return checkpoint, file.parent
+
+
+def evaluate(args: Args, model: Network, run_dir: Path) -> list[float]:
+    """Plays whole episodes by the policy; prints and returns their returns, rewards unclipped."""
+    env = make_env(args.env_id, "rgb_array" if args.capture_video else None)
+    if args.capture_video:
+        env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
+    returns = []
+    for episode in range(args.eval_episodes):
+        obs, info = env.reset(seed=args.seed + episode)
+        while "episode" not in info:  # which RecordEpisodeStatistics adds at its end
+            obs, _, _, _, info = env.step(model.act(obs))
+        returns.append(info["episode"]["r"])
+        print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
+    env.close()
+    print(f"{args.env_id}, {len(returns)} episodes: return {np.mean(returns):.2f} ± {np.std(returns):.2f}")
+    return returns
+
+
+def main(args: Args) -> list[float] | None:
+    """Does what the command line does: trains, or evaluates and returns the episodes' returns."""
+    model = check(args)
+    if path := args.evaluate or args.resume:
+        checkpoint, run_dir = load_checkpoint(path)
+        if len(model.params) != len(checkpoint["params"]):
+            bad_input(f"the network in {path} does not fit {args.env_id}")
+        model.params.copy_(checkpoint["params"])
+    if args.evaluate:
+        return evaluate(args, model, run_dir)
+    name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "-")
+    run_dir = run_dir if args.resume else Path(args.log_dir) / name.replace(":", "-")
+    try:
+        shared = Shared(model.params, args.num_workers)
+        run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
+        (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
+    except (OSError, RuntimeError) as error:
+        bad_input(f"can't start a run in {run_dir}: {error}")
+    if args.resume:
+        for name in vars(shared).keys() - {"steps", "updates", "stop"}:
+            getattr(shared, name).copy_(checkpoint[name])
+        shared.steps[0], shared.updates[0] = checkpoint["steps"].sum(), checkpoint["updates"].sum()
+    print(f"{SCRIPT.name}: run folder {run_dir}", flush=True)
+    start, signals = int(shared.steps.sum()), []
+    method = mp.get_start_method(True) or ("fork" if sys.platform == "linux" else "spawn")
+    receivers, senders = zip(*[mp.get_context(method).Pipe(False) for _ in range(args.num_workers)], strict=True)
+    seeds = np.random.SeedSequence([args.seed, start]).generate_state(args.num_workers).tolist()
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells every worker it stops
+    workers = mp.start_processes(worker, (args, seeds, shared, senders), args.num_workers, False, True, method)
+    stop = lambda signum, _: (signals.append((signum, time.monotonic())), shared.stop.fill_(True))  # noqa: E731
+    handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
+    out = sys.stderr if sys.stderr.isatty() else open(os.devnull, "w")
+    bar = tqdm(None, None, args.total_timesteps, initial=start, file=out, unit=" steps", smoothing=0.05)
+    returns, ended, lost, last_save, last_report = [], False, False, time.monotonic(), time.monotonic()
+    while not ended:
+        try:
+            ended = workers.join(timeout=0.2)
+        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+            print(f"{SCRIPT.name}: a worker was lost: {error}", file=sys.stderr)
+            ended = lost = True
+        for receiver in receivers:
+            while receiver.poll():
+                at, stats = receiver.recv()
+                returns += [value for tag, value in stats.items() if tag == "charts/episodic_return"]
+                for tag, value in stats.items():
+                    with contextlib.suppress(OSError):  # a full disk: the run goes on, without its log
+                        writer.add_scalar(tag, value, at)
+        left = any(process.exitcode == 0 for process in workers.processes)
+        now, step = time.monotonic(), int(shared.steps.sum())
+        bar.set_postfix_str(f"return {np.mean(returns[-100:]):.1f}" if returns else "", refresh=False)
+        bar.update(step - bar.n)
+        if now - last_report >= 10:
+            last_report = now
+            with contextlib.suppress(OSError):  # as above, or nobody reads the output any more
+                writer.add_scalar("charts/SPS", bar.format_dict["rate"] or 0.0, step)
+                if out is not sys.stderr:
+                    print(bar, flush=True)
+        if now > signals[0][1] + 10 if signals else left and step < args.total_timesteps:
+            print(f"{SCRIPT.name}: an environment hangs, or has ended its worker", file=sys.stderr)
+            for process in workers.processes:
+                process.kill()
+        if ended or now - last_save >= args.checkpoint_interval:
+            saved, last_save = shared.save(run_dir, args), now
+    bar.close()
+    with contextlib.suppress(OSError):
+        writer.close()
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+    if signals or lost or not saved or step < args.total_timesteps:
+        print(f"to go on: python {SCRIPT.name} --resume {run_dir}", file=sys.stderr)
+        sys.exit(128 + signals[0][0] if signals else 1)
+
+
+if __name__ == "__main__":
+    args = tyro.cli(Args, description=__doc__)
+    if path := args.evaluate or args.resume:
+        args = tyro.cli(Args, default=load_checkpoint(path)[0]["args"])
+    main(args)
