@@ -17,7 +17,7 @@ Workers play a copy of the environment each; a learner acts for all of them, and
     python a2c.py --evaluate runs/NAME --capture-video
 
 The paper has no A2C. What this file decides:
-- With one worker it does what a3c.py does. The gradients of several are summed up, not averaged.
+- With one worker it does what a3c.py does, up to rounding. The gradients of several are summed up, not averaged.
 - A worker whose episode ends waits for the others. Lost lives and time limits count as in a3c.py.
 """
 
@@ -44,7 +44,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 SCRIPT = Path(__file__)
-torch.set_num_threads(1)  # as many as a worker has any use for; more would not survive a fork
+torch.set_num_threads(1)  # one core to a process; more threads would not survive a fork
 cv2.setNumThreads(0)
 
 
@@ -53,12 +53,12 @@ class Args:
     env_id: str = "BreakoutNoFrameskip-v4"  # any Gymnasium id; module:Name-v0 for one's own
     num_workers: int = 16  # number of processes that play for the learner
     total_timesteps: int = 10_000_000  # agent steps of all workers (T_max); 4 Atari frames each
-    seed: int = 1  # seed of everything; a run repeats bit for bit
-    num_steps: int = 5  # longest segment between two updates, in agent steps (t_max)
+    seed: int = 1  # seed of everything; on the CPU a run repeats bit for bit
+    num_steps: int = 5  # longest segment of each worker between two updates, in agent steps (t_max)
     gamma: float = 0.99  # discount per agent step (γ)
     learning_rate: float = 7e-4  # at the start; goes linearly to 0 at --total-timesteps (η)
     rms_alpha: float = 0.99  # decay per update of RMSProp's mean square (α)
-    rms_eps: float = 0.1  # constant under RMSProp's root (ε; from the authors)
+    rms_eps: float = 0.1  # constant under RMSProp's root (the ε of g+ε; from the authors)
     max_grad_norm: float = 40.0  # a longer gradient is scaled down to this norm (from the authors)
     ent_coef: float = 0.01  # weight of the entropy bonus (β)
     vf_coef: float = 0.5  # weight of the value loss ½(R - V)² (c)
@@ -66,7 +66,7 @@ class Args:
     log_dir: str = "runs"  # folder in which every run makes a folder of its own
     checkpoint_interval: float = 60.0  # seconds between checkpoints; a run also ends with one
     resume: str = ""  # run folder or checkpoint.pt to go on with; flags given override its own
-    evaluate: str = ""  # run folder or checkpoint.pt that plays whole episodes, without training
+    evaluate: str = ""  # run folder or checkpoint.pt to play whole episodes with, without training
     eval_episodes: int = 10  # number of episodes to play with --evaluate
     capture_video: bool = False  # with --evaluate, leave an .mp4 per episode in the run folder
 
@@ -158,7 +158,7 @@ class Network(nn.Module):
 
 
 class Shared:
-    """All that processes share, and a checkpoint holds. There is no lock: each counter has one writer."""
+    """What a checkpoint holds, shared by all processes. There is no lock: each counter has one writer."""
 
     def __init__(self, params: Tensor, num_workers: int):
         self.params = params.clone().share_memory_()  # θ
@@ -199,13 +199,13 @@ def worker(rank: int, args: Args, seeds: list, shared: Shared, players: tuple, p
     env, pipe = make_env(args.env_id), pipes[rank]
     if rank == args.num_workers:
         return learner(args, env, shared, players, pipe, seen)
-    for player in players:  # the learner's ends, which are to break with the learner
+    for player in players:  # so that they break once the learner and main are gone
         player.close()
     seen[0, rank] = torch.as_tensor(env.reset(seed=seeds[rank])[0])
     pipe.send("ready")
     while (action := pipe.recv()) is not None:
         obs, reward, terminated, truncated, info = env.step(action)
-        seen[:, rank] = torch.as_tensor(obs)
+        seen[:, rank] = torch.as_tensor(obs)  # [0] to act on, [1] what this step led to
         if terminated or truncated:
             seen[0, rank] = torch.as_tensor(env.reset()[0])
         pipe.send((float(reward), bool(terminated or info.get("life_lost")), info.get("episode")))
@@ -273,13 +273,13 @@ def bad_input(message: str):
 def check(args: Args) -> tuple[Network, Tensor]:
     """Makes the initial network and an observation, or ends the program if the arguments can't work."""
     for name, value in asdict(args).items():
-        low = {"seed": 0, "rms_eps": 1e-12}.get(name, int(isinstance(value, int)))
+        low = {"seed": 0, "rms_eps": 1e-12}.get(name, int(isinstance(getattr(Args, name), int)))
         high = {"seed": 2**32 - 1, "gamma": 1, "rms_alpha": 1}.get(name, np.inf)
         if not isinstance(value, bool | str) and not low <= value <= high:
             bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
     torch.manual_seed(args.seed)
     random.seed(args.seed)
-    if args.device not in (["cpu", "cuda"] if torch.cuda.device_count() else ["cpu"]):
+    if args.device not in (["cpu", "cuda"] if args.evaluate or torch.cuda.device_count() else ["cpu"]):
         bad_input(f"--device must be cpu, or cuda where PyTorch finds a GPU, not {args.device}")
     try:
         with make_env(args.env_id) as env:
@@ -319,7 +319,7 @@ def evaluate(args: Args, model: Network, run_dir: Path) -> list[float]:
 
 
 def main(args: Args) -> list[float] | None:
-    """Does what the command line does: trains, or evaluates and returns the episodes' returns."""
+    """Trains, or evaluates and returns the episodes' returns. Only the command line takes flags from a checkpoint."""
     model, obs = check(args)
     if path := args.evaluate or args.resume:
         checkpoint, run_dir = load_checkpoint(path)
@@ -343,13 +343,14 @@ def main(args: Args) -> list[float] | None:
         shared.steps[0], shared.updates[0] = checkpoint["steps"].sum(), checkpoint["updates"].sum()
     print(f"{SCRIPT.name}: run folder {run_dir}", flush=True)
     start, signals = int(shared.steps.sum()), []
-    method = mp.get_start_method(True) or ("fork" if sys.platform == "linux" else "spawn")
+    method = mp.get_start_method(True) or ("fork" if sys.platform == "linux" and args.device == "cpu" else "spawn")
     ours, theirs = zip(*[mp.get_context(method).Pipe() for _ in range(args.num_workers + 1)], strict=True)
     seeds = np.random.SeedSequence([args.seed, start]).generate_state(args.num_workers).tolist()
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells every worker it stops
+    handlers = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}  # a shell's & has it ignored
     workers = mp.start_processes(worker, (args, seeds, shared, ours[:-1], theirs, seen), len(ours), False, True, method)
     stop = lambda signum, _: (signals.append((signum, time.monotonic())), shared.stop.fill_(True))  # noqa: E731
-    handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)} | handlers
     writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
     out = sys.stderr if sys.stderr.isatty() else open(os.devnull, "w")
     bar = tqdm(None, None, args.total_timesteps, initial=start, file=out, unit=" steps", smoothing=0.05)
@@ -357,8 +358,8 @@ def main(args: Args) -> list[float] | None:
     while not ended:
         try:
             ended = workers.join(timeout=0.2)
-        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
-            print(f"{SCRIPT.name}: a worker was lost: {error}", file=sys.stderr)
+        except Exception as error:
+            print(f"{SCRIPT.name}: a worker {'stopped' if signals else 'was lost'}: {error}", file=sys.stderr)
             ended = lost = True
         while ours[-1].poll():
             at, stats = ours[-1].recv()
@@ -366,7 +367,7 @@ def main(args: Args) -> list[float] | None:
             for tag, value in stats.items():
                 with contextlib.suppress(OSError):  # a full disk: the run goes on, without its log
                     writer.add_scalar(tag, value, at)
-        left = any(process.exitcode == 0 for process in workers.processes)
+        left = any(process.exitcode == 0 for process in workers.processes)  # read before T: at T_max they may leave
         now, step = time.monotonic(), int(shared.steps.sum())
         bar.set_postfix_str(f"return {np.mean(returns[-100:]):.1f}" if returns else "", refresh=False)
         bar.update(step - bar.n)
@@ -376,7 +377,7 @@ def main(args: Args) -> list[float] | None:
                 writer.add_scalar("charts/SPS", bar.format_dict["rate"] or 0.0, step)
                 if out is not sys.stderr:
                     print(bar, flush=True)
-        if now > signals[0][1] + 10 if signals else left and step < args.total_timesteps:
+        if (now > signals[0][1] + 10) if signals else (left and step < args.total_timesteps):
             print(f"{SCRIPT.name}: an environment hangs, or has ended its worker", file=sys.stderr)
             for process in workers.processes:
                 process.kill()

@@ -9,7 +9,7 @@ Workers play a copy of the environment each, and train one shared network withou
 
     Snapshot   θ' ← θ
     Act        I_AsyncUpdate ε-greedy steps by Q(s, ·; θ'), or until the episode ends
-    Learn      y_i = r_i (terminal) or r_i + γ Q(s_{i+1}, a_{i+1}; θ⁻) (else), where a_{i+1} is then made
+    Learn      y_i = r_i (terminal) or r_i + γ Q(s_{i+1}, a_{i+1}; θ⁻) (else), a_{i+1} being the next action made
                Δθ = ∇_θ' Σ_i ½(y_i - Q(s_i, a_i; θ'))²
     Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), η going linearly to 0
     Refresh    θ⁻ ← θ whenever T passes a multiple of I_target
@@ -19,12 +19,12 @@ Workers play a copy of the environment each, and train one shared network withou
 
 Where this file departs from the paper, or decides what the paper leaves open:
 - Algorithm 1 uses the shared θ itself. A snapshot θ' keeps other workers from writing to it between the forward and the
-  backward pass of the batch that gives the gradient, which must see the same. With one worker it makes no difference.
+  backward pass of the batch that gives the gradient, which must see the same θ. With one worker it makes no difference.
 - The steps to an update are counted from the last one; Algorithm 1 counts them from the worker's start.
 - The squared error is halved, as in DQN, and so is its gradient.
 - A time limit bootstraps from the last observation. A lost life in Atari makes y = r, but the game goes on.
 - a_{i+1} is drawn when s_{i+1} is seen, and made even if another segment begins there; after a time limit it can't be.
-- Each worker draws its last ε once. Worker 0 makes every refresh of θ⁻: so it happens once, with no lock.
+- Each worker draws its last ε once: 0.1, 0.01 or 0.5, with probability 0.4, 0.3, 0.3. Worker 0 alone refreshes θ⁻.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 SCRIPT = Path(__file__)
-torch.set_num_threads(1)  # as many as a worker has any use for; more would not survive a fork
+torch.set_num_threads(1)  # one core to a process; more threads would not survive a fork
 cv2.setNumThreads(0)
 
 
@@ -64,14 +64,14 @@ class Args:
     gamma: float = 0.99  # discount per agent step (γ)
     learning_rate: float = 7e-4  # at the start; goes linearly to 0 at --total-timesteps (η)
     rms_alpha: float = 0.99  # decay per update of RMSProp's mean square (α)
-    rms_eps: float = 0.1  # constant under RMSProp's root (ε; from the authors)
+    rms_eps: float = 0.1  # constant under RMSProp's root (the ε of g+ε; from the authors)
     max_grad_norm: float = 40.0  # a longer gradient is scaled down to this norm (from the authors)
     target_interval: int = 10_000  # agent steps of all workers from one refresh of θ⁻ to the next (I_target)
     exploration_steps: int = 1_000_000  # agent steps of all workers in which ε goes from 1 to each worker's last ε
     log_dir: str = "runs"  # folder in which every run makes a folder of its own
     checkpoint_interval: float = 60.0  # seconds between checkpoints; a run also ends with one
     resume: str = ""  # run folder or checkpoint.pt to go on with; flags given override its own
-    evaluate: str = ""  # run folder or checkpoint.pt that plays whole episodes, without training
+    evaluate: str = ""  # run folder or checkpoint.pt to play whole episodes with, without training
     eval_episodes: int = 10  # number of episodes to play with --evaluate
     capture_video: bool = False  # with --evaluate, leave an .mp4 per episode in the run folder
 
@@ -172,7 +172,7 @@ def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 class Shared:
-    """All that processes share, and a checkpoint holds. There is no lock: each counter has one writer."""
+    """What a checkpoint holds, shared by all processes. There is no lock: each counter has one writer."""
 
     def __init__(self, params: Tensor, num_workers: int):
         self.params = params.clone().share_memory_()  # θ
@@ -212,7 +212,7 @@ def worker(rank: int, args: Args, seeds: list[int], shared: Shared, pipes: tuple
     (obs, _), next_action = env.reset(seed=seeds[rank]), None
 
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
-        # Snapshot: θ' ← θ
+        # Snapshot: θ' ← θ, and a copy of θ⁻
         model.params.copy_(shared.params)
         target.params.copy_(shared.target)
         updates_before = int(shared.updates.sum())
@@ -270,7 +270,7 @@ def bad_input(message: str):
 def check(args: Args) -> Network:
     """Makes the initial network, or ends the program if the arguments can't work."""
     for name, value in asdict(args).items():
-        low = {"seed": 0, "rms_eps": 1e-12}.get(name, int(isinstance(value, int)))
+        low = {"seed": 0, "rms_eps": 1e-12}.get(name, int(isinstance(getattr(Args, name), int)))
         high = {"seed": 2**32 - 1, "gamma": 1, "rms_alpha": 1}.get(name, np.inf)
         if not isinstance(value, bool | str) and not low <= value <= high:
             bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
@@ -314,7 +314,7 @@ def evaluate(args: Args, model: Network, run_dir: Path) -> list[float]:
 
 
 def main(args: Args) -> list[float] | None:
-    """Does what the command line does: trains, or evaluates and returns the episodes' returns."""
+    """Trains, or evaluates and returns the episodes' returns. Only the command line takes flags from a checkpoint."""
     model = check(args)
     if path := args.evaluate or args.resume:
         checkpoint, run_dir = load_checkpoint(path)
@@ -341,9 +341,10 @@ def main(args: Args) -> list[float] | None:
     receivers, senders = zip(*[mp.get_context(method).Pipe(False) for _ in range(args.num_workers)], strict=True)
     seeds = np.random.SeedSequence([args.seed, start]).generate_state(args.num_workers).tolist()
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells every worker it stops
+    handlers = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}  # a shell's & has it ignored
     workers = mp.start_processes(worker, (args, seeds, shared, senders), args.num_workers, False, True, method)
     stop = lambda signum, _: (signals.append((signum, time.monotonic())), shared.stop.fill_(True))  # noqa: E731
-    handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)} | handlers
     writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
     out = sys.stderr if sys.stderr.isatty() else open(os.devnull, "w")
     bar = tqdm(None, None, args.total_timesteps, initial=start, file=out, unit=" steps", smoothing=0.05)
@@ -351,8 +352,8 @@ def main(args: Args) -> list[float] | None:
     while not ended:
         try:
             ended = workers.join(timeout=0.2)
-        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
-            print(f"{SCRIPT.name}: a worker was lost: {error}", file=sys.stderr)
+        except Exception as error:
+            print(f"{SCRIPT.name}: a worker {'stopped' if signals else 'was lost'}: {error}", file=sys.stderr)
             ended = lost = True
         for receiver in receivers:
             while receiver.poll():
@@ -361,7 +362,7 @@ def main(args: Args) -> list[float] | None:
                 for tag, value in stats.items():
                     with contextlib.suppress(OSError):  # a full disk: the run goes on, without its log
                         writer.add_scalar(tag, value, at)
-        left = any(process.exitcode == 0 for process in workers.processes)
+        left = any(process.exitcode == 0 for process in workers.processes)  # read before T: at T_max they may leave
         now, step = time.monotonic(), int(shared.steps.sum())
         bar.set_postfix_str(f"return {np.mean(returns[-100:]):.1f}" if returns else "", refresh=False)
         bar.update(step - bar.n)
@@ -371,7 +372,7 @@ def main(args: Args) -> list[float] | None:
                 writer.add_scalar("charts/SPS", bar.format_dict["rate"] or 0.0, step)
                 if out is not sys.stderr:
                     print(bar, flush=True)
-        if now > signals[0][1] + 10 if signals else left and step < args.total_timesteps:
+        if (now > signals[0][1] + 10) if signals else (left and step < args.total_timesteps):
             print(f"{SCRIPT.name}: an environment hangs, or has ended its worker", file=sys.stderr)
             for process in workers.processes:
                 process.kill()

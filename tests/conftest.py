@@ -53,7 +53,7 @@ def train(script, log_dir, code=0, env_id="toy_envs:Terminates-v0", num_workers=
 def trained(script, tmp_path_factory) -> Path:
     """The folder of a finished run: copy it before you change it."""
     flags = {"target_interval": 500} if script.__name__ in VALUE_METHODS else {}
-    return train(script, tmp_path_factory.mktemp("trained"), total_timesteps=2000, gamma=0.9, **flags)
+    return train(script, tmp_path_factory.mktemp("trained"), total_timesteps=4000, gamma=0.9, **flags)
 
 
 def checkpoint(run_dir: Path) -> dict:
@@ -77,31 +77,32 @@ def wait_for(condition, seconds: float = 60):
 class Run:
     """A script that runs in cwd, in a process group of its own, with its workers.
 
-    It is forked from this process, which saves imports, unless another start method or a fresh interpreter is wanted.
+    It is forked from this process, which saves the imports, unless another start method is wanted.
     """
 
     ended = False
 
-    def __init__(self, script, flags: list[str], cwd: Path, method: str | None, fresh: bool):
+    def __init__(self, script, flags: list[str], cwd: Path, method: str | None, background: bool):
         self.cwd, self.started, self.argv = cwd, cwd / "started", [script.__file__, *flags]
         self.started.mkdir(exist_ok=True)
         self.out, self.err = (Path(tempfile.mkstemp(dir=cwd)[1]) for _ in range(2))
-        if fresh or method in ("spawn", "forkserver"):
-            how = ["-c", WITH_METHOD.format(script.__name__), method] if method else [script.__file__]
+        if method in ("spawn", "forkserver"):
             env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)]), "TOY_DIR": str(self.started)}
-            command = [sys.executable, *how, *flags]
+            command = [sys.executable, "-c", WITH_METHOD.format(script.__name__), method, *flags]
             with self.out.open("w") as out, self.err.open("w") as err:
                 self.process = subprocess.Popen(
                     command, cwd=cwd, env=env, stdout=out, stderr=err, start_new_session=True
                 )
         else:
-            self.process = multiprocessing.get_context("fork").Process(target=self.run)
+            self.process = multiprocessing.get_context("fork").Process(target=self.run, args=(background,))
             self.process.start()
         self.pid = self.process.pid
 
-    def run(self) -> None:
-        """In the child: what `python script.py flags` does after the imports."""
+    def run(self, background: bool) -> None:
+        """In the child: what `python script.py flags` does after the imports, with & if in the background."""
         os.setsid()
+        if background:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.chdir(self.cwd)
         os.environ["TOY_DIR"] = str(self.started)
         for number, file in (1, self.out), (2, self.err):
@@ -145,8 +146,8 @@ def launch(tmp_path):
     """Starts a script as a process; kills what a failed test leaves of it."""
     runs = []
 
-    def start(script, *flags, method=None, fresh=False):
-        runs.append(Run(script, [*map(str, flags)], tmp_path, method, fresh))
+    def start(script, *flags, method=None, background=False):
+        runs.append(Run(script, [*map(str, flags)], tmp_path, method, background))
         return runs[-1]
 
     yield start

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from conftest import checkpoint, scalars, train
 
+# All files have the same text for environments (test_copies.py), so that one stands for all.
+OF_ONE = pytest.mark.parametrize("script", ["a3c"], indirect=True)
 GAMES = ["BreakoutNoFrameskip-v4", "ALE/Breakout-v5", "ALE/SpaceInvaders-v5"]
 
 
@@ -27,6 +29,7 @@ def shrink(screen):
     return cv2.resize(screen, (84, 84), interpolation=cv2.INTER_AREA)
 
 
+@OF_ONE
 @pytest.mark.parametrize("env_id", GAMES)
 def test_atari_observations(script, env_id):
     env, obs, ale = emulators(script, env_id)
@@ -48,6 +51,7 @@ def test_atari_observations(script, env_id):
     assert flickers
 
 
+@OF_ONE
 def test_atari_rewards_are_clipped_but_not_in_the_log(script):
     env, _, ale = emulators(script, "ALE/SpaceInvaders-v5")
     rewards, by_hand, info = [], 0.0, {}
@@ -61,6 +65,7 @@ def test_atari_rewards_are_clipped_but_not_in_the_log(script):
     assert info["episode"]["r"] == by_hand > sum(rewards)
 
 
+@OF_ONE
 def test_a_lost_life_is_told_and_the_game_goes_on(script):
     env, _, _ = emulators(script, "BreakoutNoFrameskip-v4")
     lives, terminated, frames = [5], False, 0
@@ -74,6 +79,7 @@ def test_a_lost_life_is_told_and_the_game_goes_on(script):
     assert sorted(set(lives), reverse=True) == [5, 4, 3, 2, 1, 0] and lives == sorted(lives, reverse=True)
 
 
+@OF_ONE
 def test_games_start_differently(script):
     env = script.make_env("BreakoutNoFrameskip-v4")
     env.reset(seed=1)

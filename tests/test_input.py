@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import VALUE_METHODS, checkpoint
+from conftest import VALUE_METHODS, checkpoint, train
 
 
 def refuses(script, capsys, monkeypatch, **flags) -> str:
@@ -54,7 +54,7 @@ def test_flags_and_environments(script, capsys, monkeypatch, tmp_path, flags, to
     [
         *((name, {flag: 0}, f"--{flag.replace('_', '-')}") for name in VALUE_METHODS
           for flag in ("target_interval", "exploration_steps")),
-        ("a3c", {"ent_coef": -0.1}, "--ent-coef"),
+        ("a3c", {"ent_coef": -0.1}, "--ent-coef must be from 0"),
         ("a2c", {"vf_coef": -1.0}, "--vf-coef"),
         ("a2c", {"device": "tpu"}, "--device"),
         ("a2c", {"device": "cuda:99"}, "--device"),
@@ -64,6 +64,10 @@ def test_flags_and_environments(script, capsys, monkeypatch, tmp_path, flags, to
 def test_flags_of_a_script(script, capsys, monkeypatch, tmp_path, flags, told):
     flags = {"env_id": "CartPole-v1", "log_dir": str(tmp_path / "runs"), **flags}
     assert told in refuses(script, capsys, monkeypatch, **flags)
+
+
+def test_a_whole_number_will_do_for_a_fraction(script, tmp_path):
+    train(script, tmp_path, total_timesteps=10, learning_rate=0, gamma=1, checkpoint_interval=0)
 
 
 @pytest.mark.parametrize("log_dir", ["file", "file/below"])
