@@ -1,4 +1,7 @@
-"""What the tests share: the scripts under test, a run in this process, and a run as a process of its own."""
+"""What the tests share: the scripts under test, a run in this process, and a run as a process of its own.
+
+It imports the packages of requirements.txt only where they are used: test_copies.py needs none of them.
+"""
 
 import contextlib
 import importlib
@@ -13,8 +16,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -29,7 +30,6 @@ multiprocessing.set_start_method(sys.argv.pop(1))
 script.main(tyro.cli(script.Args))"""
 
 sys.path.insert(0, str(ROOT))
-torch.set_num_threads(1)  # threads would not survive the fork of a run in this process
 
 
 @pytest.fixture(scope="session", params=SCRIPTS)
@@ -57,10 +57,14 @@ def trained(script, tmp_path_factory) -> Path:
 
 
 def checkpoint(run_dir: Path) -> dict:
+    import torch
+
     return torch.load(run_dir / "checkpoint.pt", weights_only=True)
 
 
 def scalars(run_dir: Path, tag: str) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(run_dir), {"scalars": 0}).Reload()
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
