@@ -16,9 +16,7 @@ Workers play a copy of the environment each; a learner acts for all of them, and
     python a2c.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
     python a2c.py --evaluate runs/NAME --capture-video
 
-The paper has no A2C. What this file decides:
-- With one worker it does what a3c.py does, up to rounding. The gradients of several are summed up, not averaged.
-- A worker whose episode ends waits for the others. Lost lives and time limits count as in a3c.py.
+The paper has no A2C. With one worker it does what a3c.py does, up to rounding; of several, the gradients are summed up.
 """
 
 import contextlib
@@ -103,12 +101,14 @@ class Atari(gym.Wrapper):
         return cv2.resize(np.maximum(*self.screens), (84, 84), interpolation=cv2.INTER_AREA)
 
 
-def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
+def make_env(env_id: str, video: bool = False) -> gym.Env:
     """Atari as in the paper, whatever the id's frame skip; other uint8 images grey, 84×84×4; anything else as it is."""
-    env = gym.make(env_id, render_mode=render_mode)
+    env = gym.make(env_id, **{"render_mode": "rgb_array"} if video else {})  # one's own may not take a render_mode
     space, actions = env.observation_space, env.action_space
     if not isinstance(space, gym.spaces.Box) or not isinstance(actions, gym.spaces.Discrete) or actions.start:
         raise ValueError(f"a Box and Discrete actions from 0 are needed; it has {space} and {actions}")
+    if video and "rgb_array" not in env.metadata.get("render_modes", []):
+        raise ValueError("it renders no images: leave out --capture-video")
     if isinstance(env.unwrapped, ale_py.AtariEnv):
         return gym.wrappers.TransformReward(gym.wrappers.RecordEpisodeStatistics(Atari(env)), np.sign)
     if space.dtype == np.uint8 and len(space.shape) > 1 and space.shape[2:] in [(), (1,), (3,)]:
@@ -151,9 +151,9 @@ class Network(nn.Module):
         return self.policy(x), self.value(x).squeeze(1)  # (B, num_actions), (B,)
 
     @torch.inference_mode()
-    def act(self, obs: Tensor) -> list[int]:
-        """Draws an action from π(·|s) for each of a batch."""
-        probs = self(obs)[0].softmax(1).tolist()  # (B, num_actions)
+    def act(self, obs: list[Tensor]) -> list[int]:
+        """Draws an action from π(·|s) for each."""
+        probs = self(torch.stack(obs).to(self.params.device))[0].softmax(1).tolist()  # (B, num_actions)
         return [random.choices(range(len(p)), p)[0] for p in probs]
 
 
@@ -205,9 +205,8 @@ def worker(rank: int, args: Args, seeds: list, shared: Shared, players: tuple, p
     pipe.send("ready")
     while (action := pipe.recv()) is not None:
         obs, reward, terminated, truncated, info = env.step(action)
-        seen[:, rank] = torch.as_tensor(obs)  # [0] to act on, [1] what this step led to
-        if terminated or truncated:
-            seen[0, rank] = torch.as_tensor(env.reset()[0])
+        seen[1, rank] = torch.as_tensor(obs)  # what this step led to
+        seen[0, rank] = torch.as_tensor(env.reset()[0] if terminated or truncated else obs)  # to act on
         pipe.send((float(reward), bool(terminated or info.get("life_lost")), info.get("episode")))
     env.close()
 
@@ -216,8 +215,7 @@ def learner(args: Args, env: gym.Env, shared: Shared, players: tuple, pipe, seen
     """Acts and learns for all workers (Algorithm S3). It sends main (T, {tag: value}) to log."""
     torch.set_default_device(args.device)
     everyone, model = range(args.num_workers), Network(env)  # θ' is model.params, Δθ is model.grads
-    for player in players:
-        player.recv()
+    _ = [player.recv() for player in players]  # all have reset
 
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
         # Snapshot: θ' ← θ
@@ -227,10 +225,10 @@ def learner(args: Args, env: gym.Env, shared: Shared, players: tuple, pipe, seen
         segments, actions, rewards = [[obs] for obs in seen[0].clone()], [[] for _ in everyone], [[] for _ in everyone]
         terminal, episodes, playing = [False for _ in everyone], [None for _ in everyone], [*everyone]
         while playing:
-            for rank, action in zip(playing, model.act(seen[0, playing].to(args.device)), strict=True):
+            for rank, action in zip(playing, model.act([seen[0, n] for n in playing]), strict=True):
                 players[rank].send(action)
                 actions[rank].append(action)
-            for rank in playing:
+            for rank in reversed(playing):  # waits most for the last to begin, and hardly for the others
                 reward, terminal[rank], episodes[rank] = players[rank].recv()
                 segments[rank].append(seen[1, rank].clone())
                 rewards[rank].append(reward)
@@ -248,7 +246,9 @@ def learner(args: Args, env: gym.Env, shared: Shared, players: tuple, pipe, seen
         entropy = -(logprobs.exp() * logprobs).sum()
         model.grads.zero_()
         (policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss).backward()
-        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+        grad_norm = nn.utils.get_total_norm([model.grads], error_if_nonfinite=True).item()
+        if grad_norm > args.max_grad_norm:
+            model.grads.mul_(args.max_grad_norm / grad_norm)
 
         # Update: θ and g
         lr = args.learning_rate * (1 - step / args.total_timesteps)
@@ -257,8 +257,8 @@ def learner(args: Args, env: gym.Env, shared: Shared, players: tuple, pipe, seen
         shared.steps += torch.tensor([len(a) for a in actions], device="cpu")
         if int(shared.updates[0]) % 100 == 0:
             stats = {"losses/policy_loss": policy_loss.item() / t, "losses/value_loss": value_loss.item() / t}
-            stats["losses/entropy"] = entropy.item() / t
-            pipe.send((step + t, stats | {"losses/grad_norm": grad_norm.item(), "charts/learning_rate": lr}))
+            stats |= {"losses/entropy": entropy.item() / t, "losses/grad_norm": grad_norm, "charts/learning_rate": lr}
+            pipe.send((step + t, stats))
         for episode in filter(None, episodes):
             pipe.send((step + t, {"charts/episodic_return": episode["r"], "charts/episodic_length": episode["l"]}))
     for player in players:
@@ -282,7 +282,7 @@ def check(args: Args) -> tuple[Network, Tensor]:
     if args.device not in (["cpu", "cuda"] if args.evaluate or torch.cuda.device_count() else ["cpu"]):
         bad_input(f"--device must be cpu, or cuda where PyTorch finds a GPU, not {args.device}")
     try:
-        with make_env(args.env_id) as env:
+        with make_env(args.env_id, bool(args.evaluate and args.capture_video)) as env:
             return Network(env), torch.as_tensor(env.observation_space.sample())
     except Exception as error:
         bad_input(f"--env-id {args.env_id}: {error}")
@@ -303,14 +303,14 @@ def load_checkpoint(path: str) -> tuple[dict, Path]:
 
 def evaluate(args: Args, model: Network, run_dir: Path) -> list[float]:
     """Plays whole episodes by the policy; prints and returns their returns, rewards unclipped."""
-    env = make_env(args.env_id, "rgb_array" if args.capture_video else None)
+    env = make_env(args.env_id, args.capture_video)
     if args.capture_video:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
     returns = []
     for episode in range(args.eval_episodes):
         obs, info = env.reset(seed=args.seed + episode)
         while "episode" not in info:  # which RecordEpisodeStatistics adds at its end
-            obs, _, _, _, info = env.step(model.act(torch.as_tensor(obs)[None])[0])
+            obs, _, _, _, info = env.step(model.act([torch.as_tensor(obs)])[0])
         returns.append(info["episode"]["r"])
         print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
     env.close()

@@ -108,12 +108,14 @@ class Atari(gym.Wrapper):
         return cv2.resize(np.maximum(*self.screens), (84, 84), interpolation=cv2.INTER_AREA)
 
 
-def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
+def make_env(env_id: str, video: bool = False) -> gym.Env:
     """Atari as in the paper, whatever the id's frame skip; other uint8 images grey, 84×84×4; anything else as it is."""
-    env = gym.make(env_id, render_mode=render_mode)
+    env = gym.make(env_id, **{"render_mode": "rgb_array"} if video else {})  # one's own may not take a render_mode
     space, actions = env.observation_space, env.action_space
     if not isinstance(space, gym.spaces.Box) or not isinstance(actions, gym.spaces.Discrete) or actions.start:
         raise ValueError(f"a Box and Discrete actions from 0 are needed; it has {space} and {actions}")
+    if video and "rgb_array" not in env.metadata.get("render_modes", []):
+        raise ValueError("it renders no images: leave out --capture-video")
     if isinstance(env.unwrapped, ale_py.AtariEnv):
         return gym.wrappers.TransformReward(gym.wrappers.RecordEpisodeStatistics(Atari(env)), np.sign)
     if space.dtype == np.uint8 and len(space.shape) > 1 and space.shape[2:] in [(), (1,), (3,)]:
@@ -145,11 +147,12 @@ class Network(nn.Module):
             self.params.as_strided(*view).copy_(p.data)
             p.data, p.grad = self.params.as_strided(*view), self.grads.as_strided(*view)
             offset += p.numel()
+        self.kernels = [conv.weight.data.permute(0, 2, 3, 1).flatten(1) for conv in self.convs]  # (out, k·k·in), views
 
     def forward(self, obs: Tensor) -> Tensor:
         x = obs.float().div_(255) if obs.dtype == torch.uint8 else obs.float()  # (B, *shape)
         for conv in self.convs:
-            x = convolve(x, conv)  # (B, 20, 20, 16), (B, 9, 9, 32)
+            x = conv(x.permute(0, 3, 1, 2)).relu_().permute(0, 2, 3, 1)  # (B, 20, 20, 16), (B, 9, 9, 32)
         x = self.hidden(x.reshape(len(x), -1))  # (B, 256)
         return self.q(x)  # (B, num_actions)
 
@@ -158,17 +161,13 @@ class Network(nn.Module):
         """ε-greedy: any action with probability ε, else the best. An evaluation takes the default."""
         if random.random() < epsilon:
             return random.randrange(self.num_actions)
-        return int(self(torch.as_tensor(obs)[None]).argmax())
-
-
-def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """ReLU(conv(x)), channels last. One image is a matrix product, for which conv() is too slow."""
-    if len(x) > 1:
-        return conv(x.permute(0, 3, 1, 2)).relu_().permute(0, 2, 3, 1)
-    k, s = conv.kernel_size[0], conv.stride[0]
-    patches = x[0].unfold(0, k, s).unfold(1, k, s).permute(0, 1, 3, 4, 2).flatten(2)  # (n, n, k·k·in)
-    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # (out, k·k·in)
-    return nn.functional.linear(patches, weight, conv.bias).relu_()[None]  # (1, n, n, out)
+        x = torch.as_tensor(obs)  # shape
+        x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+        for conv, kernel in zip(self.convs, self.kernels, strict=True):  # a matrix product: conv() is slow on one image
+            k, s = conv.kernel_size[0], conv.stride[0]
+            patches = x.unfold(0, k, s).unfold(1, k, s).permute(0, 1, 3, 4, 2).flatten(2)  # (n, n, k·k·in)
+            x = nn.functional.linear(patches, kernel, conv.bias).relu_()  # (n, n, out)
+        return int(self.q(self.hidden(x.flatten())).argmax())
 
 
 class Shared:
@@ -238,7 +237,9 @@ def worker(rank: int, args: Args, seeds: list[int], shared: Shared, pipes: tuple
         td_loss = 0.5 * (targets - q).square().sum()
         model.grads.zero_()
         td_loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+        grad_norm = nn.utils.get_total_norm([model.grads], error_if_nonfinite=True).item()
+        if grad_norm > args.max_grad_norm:
+            model.grads.mul_(args.max_grad_norm / grad_norm)
 
         # Update: θ and g of all workers, without a lock
         policy_lag = int(shared.updates.sum()) - updates_before
@@ -248,7 +249,7 @@ def worker(rank: int, args: Args, seeds: list[int], shared: Shared, pipes: tuple
         shared.steps[rank] += t
         if int(shared.updates[rank]) % 100 == 0:
             stats = {"losses/td_loss": td_loss.item() / t, "charts/epsilon": epsilon}
-            stats |= {"losses/grad_norm": grad_norm.item(), "async/policy_lag": policy_lag, "charts/learning_rate": lr}
+            stats |= {"losses/grad_norm": grad_norm, "async/policy_lag": policy_lag, "charts/learning_rate": lr}
             pipe.send((step + t, stats))
         if terminated or truncated:
             episode = {"charts/episodic_return": info["episode"]["r"], "charts/episodic_length": info["episode"]["l"]}
@@ -277,7 +278,7 @@ def check(args: Args) -> Network:
     torch.manual_seed(args.seed)
     random.seed(args.seed)
     try:
-        with make_env(args.env_id) as env:
+        with make_env(args.env_id, bool(args.evaluate and args.capture_video)) as env:
             return Network(env)
     except Exception as error:
         bad_input(f"--env-id {args.env_id}: {error}")
@@ -298,7 +299,7 @@ def load_checkpoint(path: str) -> tuple[dict, Path]:
 
 def evaluate(args: Args, model: Network, run_dir: Path) -> list[float]:
     """Plays whole episodes by the policy; prints and returns their returns, rewards unclipped."""
-    env = make_env(args.env_id, "rgb_array" if args.capture_video else None)
+    env = make_env(args.env_id, args.capture_video)
     if args.capture_video:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
     returns = []

@@ -351,15 +351,20 @@ def test_the_target_network_is_refreshed_once_for_each_multiple(value_method, mo
     assert int(saved["refreshed"]) == refreshes[-1] and not torch.equal(saved["target"], saved["params"])
 
 
-def test_one_image_goes_through_the_network_as_in_a_batch(script):
-    env = script.make_env("toy_envs:Square-v0")
-    torch.manual_seed(1)
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "toy_envs:Square-v0"])
+def test_act_computes_what_forward_does(script, env_id):
+    env = script.make_env(env_id)
     model = script.Network(env)
-    obs = torch.as_tensor(np.stack([env.reset(seed=1)[0], env.step(0)[0]]))
-    whole = model(obs)
-    one = [model(obs[:1]), model(obs[1:])]
-    for batch, a, b in zip(*[x if isinstance(x, tuple) else (x,) for x in (whole, *one)], strict=True):
-        torch.testing.assert_close(batch, torch.cat([a, b]))
+    model.params.normal_(std=0.05)  # act() must not remember other parameters
+    obs, outputs = [env.reset(seed=1)[0], env.step(0)[0]], []
+    (model.q if hasattr(model, "q") else model.policy).register_forward_hook(lambda *call: outputs.append(call[2]))
+    model(torch.as_tensor(np.stack(obs)))
+    for one in obs:
+        if script is a2c:
+            model.act([torch.as_tensor(one)])
+        else:
+            model.act(one, *([0.0] if hasattr(model, "q") else []))
+    torch.testing.assert_close(outputs[0], torch.stack([outputs[1].flatten(), outputs[2].flatten()]))
 
 
 @pytest.mark.parametrize("name", ["a3c", "a2c"])
@@ -373,7 +378,7 @@ def test_act_draws_from_the_policy(name):
     if name == "a3c":
         drawn = [model.act(obs) for _ in range(4000)]
     else:
-        drawn = model.act(torch.as_tensor(obs).expand(4000, *obs.shape))
+        drawn = model.act([torch.as_tensor(obs)] * 4000)
     assert np.bincount(drawn, minlength=4) / 4000 == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.05)
 
 

@@ -66,6 +66,13 @@ def test_flags_of_a_script(script, capsys, monkeypatch, tmp_path, flags, told):
     assert told in refuses(script, capsys, monkeypatch, **flags)
 
 
+@pytest.mark.parametrize("kind, told", [("Terminates", "render_mode"), ("NoImages", "it renders no images")])
+def test_a_video_of_what_renders_none(script, capsys, monkeypatch, trained, kind, told):
+    flags = {"env_id": f"toy_envs:{kind}-v0", "evaluate": str(trained), "capture_video": True}
+    assert told in refuses(script, capsys, monkeypatch, **flags)
+    assert not (trained / "videos").exists()
+
+
 def test_a_whole_number_will_do_for_a_fraction(script, tmp_path):
     train(script, tmp_path, total_timesteps=10, learning_rate=0, gamma=1, checkpoint_interval=0)
 

@@ -65,7 +65,8 @@ def test_a_killed_main_takes_any_worker_along(script, launch, kind, background):
 
 def test_a_killed_learner_ends_the_run(launch):
     run = launch(a2c, *FOREVER, "toy_envs:Told-v0")
-    (learner,) = {*run.alive()} - {*run.workers(2), run.pid}
+    players = run.workers(2)
+    (learner,) = {*run.alive()} - {*players, run.pid}
     os.kill(learner, signal.SIGKILL)
     code, _, err = run.ends()
     assert code == 1 and "SIGKILL" in err

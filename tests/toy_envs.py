@@ -133,7 +133,9 @@ class Dict(Count):
 
 
 def register(name, env, *args, **kwargs):
-    gym.register(f"{name}-v0", lambda render_mode=None: env(*args, **kwargs))
+    gym.register(
+        f"{name}-v0", lambda: env(*args, **kwargs)
+    )  # no render_mode, as an environment of one's own may have it
 
 
 for kind in Told, Hangs, Exits, Crashes, InPlace, Matrix, Dict:
@@ -152,3 +154,4 @@ register("Grey", Image, 90, 80)
 register("GreyChannel", Image, 90, 80, 1)
 register("Square", Image, 84, 84)
 register("SquareInPlace", Image, 84, 84, in_place=True)
+gym.register("NoImages-v0", lambda render_mode: Count())
