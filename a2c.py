@@ -153,7 +153,7 @@ class Network(nn.Module):
     @torch.inference_mode()
     def act(self, obs: list[Tensor]) -> list[int]:
         """Draws an action from π(·|s) for each."""
-        probs = self(torch.stack(obs).to(self.params.device))[0].softmax(1).tolist()  # (B, num_actions)
+        probs = self(torch.stack(obs).to(self.params.device))[0].softmax(1).tolist() if obs else []  # (B, num_actions)
         return [random.choices(range(len(p)), p)[0] for p in probs]
 
 
@@ -223,16 +223,16 @@ def learner(args: Args, env: gym.Env, shared: Shared, players: tuple, pipe, seen
 
         # Act: up to t_max steps of each worker with π(a|s; θ'), or until its episode ends
         segments, actions, rewards = [[obs] for obs in seen[0].clone()], [[] for _ in everyone], [[] for _ in everyone]
-        terminal, episodes, playing = [False for _ in everyone], [None for _ in everyone], [*everyone]
-        while playing:
-            for rank, action in zip(playing, model.act([seen[0, n] for n in playing]), strict=True):
-                players[rank].send(action)
-                actions[rank].append(action)
-            for rank in reversed(playing):  # waits most for the last to begin, and hardly for the others
+        terminal, episodes = [False for _ in everyone], [None for _ in everyone]
+        for half in ([*everyone[::2]], [*everyone[1::2]]) * (args.num_steps + 1):  # one plays, one is acted for
+            for rank in [n for n in reversed(half) if len(rewards[n]) < len(actions[n])]:
                 reward, terminal[rank], episodes[rank] = players[rank].recv()
                 segments[rank].append(seen[1, rank].clone())
                 rewards[rank].append(reward)
-            playing = [n for n in playing if len(actions[n]) < args.num_steps and not (terminal[n] or episodes[n])]
+            half[:] = [n for n in half if len(actions[n]) < args.num_steps and not (terminal[n] or episodes[n])]
+            for rank, action in zip(half, model.act([seen[0, n] for n in half]), strict=True):
+                players[rank].send(action)
+                actions[rank].append(action)
 
         # Learn: Δθ from one pass over the segments, and over the states to bootstrap from; B = t + num_workers
         logits, values = model(torch.cat([torch.stack(s) for s in segments]).to(args.device))  # (B, …), (B,)

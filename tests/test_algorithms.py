@@ -342,7 +342,7 @@ def test_the_target_network_is_refreshed_once_for_each_multiple(value_method, mo
     monkeypatch.setattr(value_method.Shared, "__init__", recorded_init)
     watcher = threading.Thread(target=watch)
     watcher.start()
-    flags = dict(num_workers=3, total_timesteps=10000, target_interval=2000)
+    flags = dict(num_workers=3, total_timesteps=11000, target_interval=2000)  # goes on after the last refresh
     run_dir = train(value_method, tmp_path, **flags)
     stop.set()
     watcher.join()
