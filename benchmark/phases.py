@@ -1,0 +1,131 @@
+"""Says where the time of an agent step goes: microseconds per agent step on Breakout, by phase, for each script.
+
+    python benchmark/phases.py >benchmark/results/phases.csv
+
+The asynchronous scripts run with one worker. Of a2c.py with 16 workers it is the learner that is timed: "wait" is how
+it waits for the workers, "environment" what one of them needs for a step. "rest" is what no phase covers: snapshots,
+losses, counters, and resets. Prints the medians of --rounds rounds. Run it on an otherwise idle Linux machine.
+"""
+
+import contextlib
+import importlib
+import io
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from unittest.mock import patch
+
+import gymnasium as gym
+import torch
+import tyro
+from curve import PACKAGES, machine, version
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = "onestep_q_async", "sarsa_async", "nstep_q_async", "a3c", "a2c"
+PHASES = "environment", "act", "forward", "backward", "norm", "rmsprop", "wait"
+WARM_UP = 1000  # agent steps
+
+
+@dataclass
+class Args:
+    rounds: int = 3
+    """runs of each script"""
+    steps: int = 5000
+    """agent steps of a run that are measured"""
+
+
+class Clock:
+    """Seconds in each phase, of each process; a call within another counts for the outer one."""
+
+    def __init__(self):
+        self.seconds = torch.zeros(17, len(PHASES), dtype=torch.float64).share_memory_()
+        self.total = torch.zeros(2, dtype=torch.float64).share_memory_()  # agent steps, seconds
+        self.row, self.running, self.began = 0, False, None
+
+    def timed(self, phase: str, function):
+        def call(*args, **kwargs):
+            if self.running:
+                return function(*args, **kwargs)
+            self.running, start = True, time.perf_counter()
+            result = function(*args, **kwargs)
+            self.seconds[self.row, PHASES.index(phase)] += time.perf_counter() - start
+            self.running = False
+            return result
+
+        return call
+
+    def mark(self, shared) -> None:
+        """After an update: begins when the run is warm, and notes how far it is."""
+        now, steps = time.perf_counter(), int(shared.steps.sum())
+        if self.began is None and steps >= WARM_UP:
+            self.began = now, steps
+            self.seconds.zero_()
+        if self.began:
+            self.total.copy_(torch.tensor([steps - self.began[1], now - self.began[0]]))
+
+
+def measure(name: str, steps: int) -> dict[str, float]:
+    """Microseconds per agent step."""
+    script, clock = importlib.import_module(name), Clock()
+    make_env, worker, update = script.make_env, script.worker, script.Shared.rmsprop_update
+
+    class Timed(gym.Wrapper):
+        step = clock.timed("environment", lambda self, action: self.env.step(action))
+
+    def timed_worker(rank, *words):
+        clock.row = rank
+        if rank == 16:  # a2c.py's learner
+            Connection.recv = clock.timed("wait", Connection.recv)
+        worker(rank, *words)
+
+    def marked_update(shared, *words):
+        clock.timed("rmsprop", update)(shared, *words)
+        clock.mark(shared)
+
+    flags = {"exploration_steps": 1} if hasattr(script.Args, "exploration_steps") else {}
+    flags |= {"num_workers": 16 if name == "a2c" else 1, "total_timesteps": WARM_UP + steps}
+    with contextlib.ExitStack() as stack, contextlib.redirect_stdout(io.StringIO()):
+        for owner, attribute, replacement in (
+            (script, "make_env", lambda *words: Timed(make_env(*words))),
+            (script, "worker", timed_worker),
+            (script.Shared, "rmsprop_update", marked_update),
+            (script.Network, "act", clock.timed("act", script.Network.act)),
+            (script.Network, "forward", clock.timed("forward", script.Network.forward)),
+            (torch.Tensor, "backward", clock.timed("backward", torch.Tensor.backward)),
+            (nn.utils, "get_total_norm", clock.timed("norm", nn.utils.get_total_norm)),
+        ):
+            stack.enter_context(patch.object(owner, attribute, replacement))
+        script.main(script.Args(log_dir=stack.enter_context(tempfile.TemporaryDirectory()), **flags))
+    made, seconds = clock.total.tolist()
+    own = dict(zip(PHASES, (clock.seconds[16 if name == "a2c" else 0] / made * 1e6).tolist(), strict=True))
+    rest = seconds / made * 1e6 - sum(own.values())
+    environment = clock.seconds[:, 0].sum().item() / made * 1e6
+    return own | {"environment": environment, "rest": rest, "sum": seconds / made * 1e6}
+
+
+def main(args: Args) -> None:
+    sys.path.insert(0, str(ROOT))
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    runs = {name: [] for name in SCRIPTS}
+    for _ in range(args.rounds):
+        for name in SCRIPTS:
+            runs[name].append(measure(name, args.steps))
+    print(f"# machine: {machine()}")
+    print(f"# versions: python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES))
+    print(f"# commit: {head}")
+    print(f"# command: python benchmark/phases.py --rounds {args.rounds} --steps {args.steps}; Breakout, seed 1")
+    print("script," + ",".join([*PHASES, "rest", "sum"]))
+    for name, results in runs.items():
+        medians = [statistics.median(result[phase] for result in results) for phase in (*PHASES, "rest", "sum")]
+        print(f"{name}," + ",".join(f"{value:.0f}" for value in medians))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
