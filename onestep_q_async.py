@@ -204,7 +204,7 @@ def worker(rank: int, args: Args, seeds: list[int], shared: Shared, pipes: tuple
         set_seed(seeds[rank])
     env, pipe = make_env(args.env_id), pipes[rank]
     model = Network(env)  # θ' is model.params, Δθ is model.grads
-    target, refreshed = Network(env).requires_grad_(False), -1  # θ⁻ is target.params, since T = refreshed
+    target = Network(env).requires_grad_(False)  # θ⁻ is target.params
     generator = np.random.default_rng([args.seed, rank])  # not seeds[rank], which a resumed run changes
     last_epsilon = generator.choice([0.1, 0.01, 0.5], p=[0.4, 0.3, 0.3])
     obs, _ = env.reset(seed=seeds[rank])
@@ -212,8 +212,7 @@ def worker(rank: int, args: Args, seeds: list[int], shared: Shared, pipes: tuple
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
         # Snapshot: θ' ← θ, and a copy of θ⁻
         model.params.copy_(shared.params)
-        if refreshed != (refreshed := int(shared.refreshed)):
-            target.params.copy_(shared.target)
+        target.params.copy_(shared.target)
         updates_before = int(shared.updates.sum())
 
         # Act: I_AsyncUpdate ε-greedy steps by Q(s, ·; θ'), or until the episode ends

@@ -54,7 +54,8 @@ GRAD = """        loss = policy_loss - args.ent_coef * entropy + args.vf_coef * 
         parts = [part.permute(0, 2, 3, 1) if part.dim() == 4 else part for part in parts]
         torch.cat([part.flatten() for part in parts], out=model.grads)
 """
-REFRESH = """        if refreshed != (refreshed := int(shared.refreshed)):
+TARGET = """        if vars(target).get("refreshed") != int(shared.refreshed):
+            target.refreshed = int(shared.refreshed)
             target.params.copy_(shared.target)
 """
 VARIANTS = {  # script: {variant: [(text, replacement), ...]}
@@ -90,7 +91,7 @@ VARIANTS = {  # script: {variant: [(text, replacement), ...]}
         "RMSProp in blocks of 256 KiB": [(RMSPROP, BLOCKS)],
         "autograd.grad and cat": [(BACKWARD, GRAD)],
     },
-    "nstep_q_async": {"θ⁻ copied for each segment": [(REFRESH, "        target.params.copy_(shared.target)\n")]},
+    "nstep_q_async": {"θ⁻ copied only when it has changed": [("        target.params.copy_(shared.target)\n", TARGET)]},
     "a2c": {
         "the workers not in halves": [("([*everyone[::2]], [*everyone[1::2]])", "([*everyone],)")],
         "a learner with two threads": [
