@@ -144,7 +144,8 @@ def measure(args: Args) -> None:
         "versions": own,
         "peers": output(args.peers_python, "-c", VERSIONS) if args.peers_python else "not timed",
         "commit": output("git", "rev-parse", "HEAD"),
-        "command": f"python benchmark/speed.py --seconds {args.seconds:g} --repeats {args.repeats}; Breakout, no seed",
+        "command": f"python benchmark/speed.py --seconds {args.seconds:g} --warm-up {args.warm_up:g} "
+        f"--repeats {args.repeats} --peers-python PATH; Breakout, the scripts with seed 1",
     }
     with args.out.open("w", newline="") as file:
         file.writelines(f"# {name}: {value}\n" for name, value in header.items())
