@@ -45,7 +45,7 @@ def cartpole(script, launch, folder, seeds, *more_flags):
 
 def test_cartpole(script, launch, tmp_path):
     # The actor-critics repeat bit for bit by README's flags; the workers of a value method race.
-    threshold = 200 if script.__name__ in VALUE_METHODS else 475
+    threshold = 150 if script.__name__ in VALUE_METHODS else 475
     seeds = (1, 2, 3) if script.__name__ == "a3c" else (1, 2)
     assert min(cartpole(script, launch, tmp_path / "logs", seeds)) >= threshold
 
@@ -56,4 +56,4 @@ def test_a_broken_script_does_not_learn_cartpole(script, launch, tmp_path, monke
     assert source.count(right) == 1
     (tmp_path / script.SCRIPT.name).write_text(source.replace(right, wrong))
     monkeypatch.setattr(script, "__file__", str(tmp_path / script.SCRIPT.name))
-    assert max(cartpole(script, launch, tmp_path / "logs", [1], "--total-timesteps", 100_000)) < 150
+    assert max(cartpole(script, launch, tmp_path / "logs", [1], "--total-timesteps", 100_000)) < 100
