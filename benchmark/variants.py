@@ -170,7 +170,8 @@ def main(args: Args) -> None:
     print(f"# machine: {machine()}")
     print(f"# versions: python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES))
     print(f"# commit: {head}")
-    print(f"# command: python benchmark/variants.py --rounds {args.rounds} --steps {args.steps} --seconds {args.seconds:g}; Breakout, seed 1")
+    flags = f"--rounds {args.rounds} --steps {args.steps} --seconds {args.seconds:g}"
+    print(f"# command: python benchmark/variants.py {flags}; Breakout, seed 1")
     print("script,variant,steps_per_second,ratio,lowest_ratio,highest_ratio")
     for (script, name), (_, values) in rates.items():
         ratios = [value / own for value, own in zip(values, rates[script, "as it is"][1], strict=True)]
