@@ -46,7 +46,8 @@ class Clock:
 
     def __init__(self):
         self.seconds = torch.zeros(17, len(PHASES), dtype=torch.float64).share_memory_()
-        self.total = torch.zeros(2, dtype=torch.float64).share_memory_()  # agent steps, seconds
+        self.processor = torch.zeros(17, dtype=torch.float64).share_memory_()  # seconds since the process began
+        self.total = torch.zeros(3, dtype=torch.float64).share_memory_()  # agent steps, seconds, processor seconds
         self.row, self.running, self.began = 0, False, None
 
     def timed(self, phase: str, function):
@@ -56,6 +57,7 @@ class Clock:
             self.running, start = True, time.perf_counter()
             result = function(*args, **kwargs)
             self.seconds[self.row, PHASES.index(phase)] += time.perf_counter() - start
+            self.processor[self.row] = time.process_time()
             self.running = False
             return result
 
@@ -63,12 +65,12 @@ class Clock:
 
     def mark(self, shared) -> None:
         """After an update: begins when the run is warm, and notes how far it is."""
-        now, steps = time.perf_counter(), int(shared.steps.sum())
-        if self.began is None and steps >= WARM_UP:
-            self.began = now, steps
+        now = torch.tensor([shared.steps.sum(), time.perf_counter(), self.processor.sum()], dtype=torch.float64)
+        if self.began is None and now[0] >= WARM_UP:
+            self.began = now
             self.seconds.zero_()
-        if self.began:
-            self.total.copy_(torch.tensor([steps - self.began[1], now - self.began[0]]))
+        if self.began is not None:
+            self.total.copy_(now - self.began)
 
 
 def measure(name: str, steps: int) -> dict[str, float]:
@@ -103,11 +105,12 @@ def measure(name: str, steps: int) -> dict[str, float]:
         ):
             stack.enter_context(patch.object(owner, attribute, replacement))
         script.main(script.Args(log_dir=stack.enter_context(tempfile.TemporaryDirectory()), **flags))
-    made, seconds = clock.total.tolist()
+    made, seconds, processor = clock.total.tolist()
     own = dict(zip(PHASES, (clock.seconds[16 if name == "a2c" else 0] / made * 1e6).tolist(), strict=True))
     rest = seconds / made * 1e6 - sum(own.values())
     environment = clock.seconds[:, 0].sum().item() / made * 1e6
-    return own | {"environment": environment, "rest": rest, "sum": seconds / made * 1e6}
+    whole = {"sum": seconds / made * 1e6, "processor": processor / made * 1e6}
+    return own | {"environment": environment, "rest": rest} | whole
 
 
 def main(args: Args) -> None:
@@ -121,9 +124,10 @@ def main(args: Args) -> None:
     print(f"# versions: python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES))
     print(f"# commit: {head}")
     print(f"# command: python benchmark/phases.py --rounds {args.rounds} --steps {args.steps}; Breakout, seed 1")
-    print("script," + ",".join([*PHASES, "rest", "sum"]))
+    columns = *PHASES, "rest", "sum", "processor"
+    print("script," + ",".join(columns))
     for name, results in runs.items():
-        medians = [statistics.median(result[phase] for result in results) for phase in (*PHASES, "rest", "sum")]
+        medians = [statistics.median(result[column] for result in results) for column in columns]
         print(f"{name}," + ",".join(f"{value:.0f}" for value in medians))
 
 
