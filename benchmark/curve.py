@@ -63,11 +63,12 @@ def main(args: Args) -> None:
     print(f"# machine: {machine()}")
     print(f"# versions: python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES))
     print(f"# commit: {' then '.join(args.commit or [head])}")
-    print(f"# command: {command(script, run_args)}")
+    begun = int(returns[0, 0]) // args.bin * args.bin
+    print(f"# command: {command(script, run_args)}" + f"; carried on from agent step {begun:,} on" * bool(begun))
     print(f"# seed: {run_args['seed']}")
     print(f"# written by: python benchmark/curve.py runs/NAME --bin {args.bin}")
     print("step,episodes," + ",".join(tags))
-    for low in range(0, int(returns[-1, 0]), args.bin):
+    for low in range(begun, int(returns[-1, 0]), args.bin):
         rows = {tag: c[(c[:, 0] > low) & (c[:, 0] <= low + args.bin), 1] for tag, c in columns.items()}
         means = (f"{values.mean():.6g}" if len(values) else "" for values in rows.values())
         print(f"{low + args.bin},{len(rows['charts/episodic_return'])},{','.join(means)}")
