@@ -63,8 +63,9 @@ def main(args: Args) -> None:
     print(f"# machine: {machine()}")
     print(f"# versions: python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES))
     print(f"# commit: {' then '.join(args.commit or [head])}")
-    begun = int(returns[0, 0]) // args.bin * args.bin
-    print(f"# command: {command(script, run_args)}" + f"; carried on from agent step {begun:,} on" * bool(begun))
+    first = int(min(column[0, 0] for column in columns.values()))
+    begun = first // args.bin * args.bin
+    print(f"# command: {command(script, run_args)}" + f"; resumed at agent step {first:,}" * bool(begun))
     print(f"# seed: {run_args['seed']}")
     print(f"# written by: python benchmark/curve.py runs/NAME --bin {args.bin}")
     print("step,episodes," + ",".join(tags))
