@@ -61,6 +61,8 @@ def look(a3c, params: torch.Tensor, steps: int) -> dict[str, float]:
         ends.append(terminated or truncated)
         if ends[-1]:
             obs, _ = env.reset()
+    if not any(ends):
+        sys.exit("pong.py: no game came to its end: give more --steps")
     hidden = []
     model.hidden.register_forward_hook(lambda module, inputs, output: hidden.append(output > 0))
     with torch.no_grad():
