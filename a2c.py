@@ -5,12 +5,11 @@
 # ///
 """A2C, the synchronous and repeatable sibling of A3C (Algorithm S3 of Mnih et al. 2016, without the asynchrony).
 
-Workers play a copy of the environment each; a learner acts for all of them, and learns when all have finished:
+Workers play a copy of the environment each; a learner waits for all of them, and learns from their segments at once:
 
-    Snapshot   θ' ← θ
-    Act        up to t_max steps of each worker with π(a|s; θ'), or until its episode ends
-    Learn      R ← r_i + γR, backwards from R = 0 (terminal) or V(s_t; θ') (else)
-               Δθ = ∇_θ' Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²] over all workers
+    Act        up to t_max steps of each worker with π(a|s; θ), or until its episode ends
+    Learn      R ← r_i + γR, backwards from R = 0 (terminal) or V(s_t; θ) (else)
+               Δθ = ∇_θ Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²] over all workers
     Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), η going linearly to 0
 
     python a2c.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
@@ -122,7 +121,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
 class Network(nn.Module):
     """π(a|s; θ) and V(s; θ_v): for images the network of §8, which shares all but its two outputs; else an MLP each."""
 
-    def __init__(self, env: gym.Env):
+    def __init__(self, env: gym.Env, params: Tensor | None = None):
         super().__init__()
         shape, num_actions = env.observation_space.shape, int(env.action_space.n)
         self.convs, self.hidden = nn.ModuleList(), nn.Identity()
@@ -135,13 +134,13 @@ class Network(nn.Module):
             size = int(np.prod(shape))
             mlps = [nn.Sequential(nn.Linear(size, 256), nn.Tanh(), nn.Linear(256, n)) for n in (num_actions, 1)]
             self.policy, self.value = mlps
-        size, offset = sum(p.numel() for p in self.parameters()), 0
-        self.params, self.grads = torch.zeros(size), torch.zeros(size)
+        flat = torch.cat([p.data.as_strided([p.numel()], [1]) for p in self.parameters()])  # in the order of memory
+        self.params, self.grads, offset = flat if params is None else params, torch.zeros_like(flat), 0
         for p in self.parameters():  # becomes a view of params, and its gradient one of grads
             view = p.shape, p.stride(), offset
-            self.params.as_strided(*view).copy_(p.data)
             p.data, p.grad = self.params.as_strided(*view), self.grads.as_strided(*view)
             offset += p.numel()
+        self.kernels = [conv.weight.data.permute(0, 2, 3, 1).flatten(1) for conv in self.convs]  # (out, k·k·in), views
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         x = obs.float().div_(255) if obs.dtype == torch.uint8 else obs.float()  # (B, *shape)
@@ -151,10 +150,16 @@ class Network(nn.Module):
         return self.policy(x), self.value(x).squeeze(1)  # (B, num_actions), (B,)
 
     @torch.inference_mode()
-    def act(self, obs: list[Tensor]) -> list[int]:
-        """Draws an action from π(·|s) for each."""
-        probs = self(torch.stack(obs).to(self.params.device))[0].softmax(1).tolist() if obs else []  # (B, num_actions)
-        return [random.choices(range(len(p)), p)[0] for p in probs]
+    def act(self, obs: np.ndarray) -> int:
+        """Draws an action from π(·|s)."""
+        x = torch.as_tensor(obs)  # shape
+        x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+        for conv, kernel in zip(self.convs, self.kernels, strict=True):  # a matrix product: conv() is slow on one image
+            k, s = conv.kernel_size[0], conv.stride[0]
+            patches = x.unfold(0, k, s).unfold(1, k, s).permute(0, 1, 3, 4, 2).flatten(2)  # (n, n, k·k·in)
+            x = nn.functional.linear(patches, kernel, conv.bias).relu_()  # (n, n, out)
+        probs = self.policy(self.hidden(x.flatten())).softmax(0).tolist()  # (num_actions,)
+        return random.choices(range(len(probs)), probs)[0]
 
 
 class Shared:
@@ -192,61 +197,57 @@ def n_step_returns(rewards: list[float], bootstrap: float, gamma: float) -> Tens
     return torch.tensor(returns[:-1])
 
 
-def worker(rank: int, args: Args, seeds: list, shared: Shared, players: tuple, pipes: tuple, seen: Tensor) -> None:
-    """Plays the actions that come through its pipe. The process after the last worker is the learner."""
+def worker(rank: int, args: Args, seeds: list[int], shared: Shared, players: tuple, pipes: tuple) -> None:
+    """Plays a segment whenever the learner asks for one. The process after the last worker is the learner."""
     for set_seed in (torch.manual_seed, np.random.seed, random.seed):
         set_seed(seeds[rank % args.num_workers])
     env, pipe = make_env(args.env_id), pipes[rank]
     if rank == args.num_workers:
-        return learner(args, env, shared, players, pipe, seen)
-    for player in players:  # so that they break once the learner and main are gone
-        player.close()
-    seen[0, rank] = torch.as_tensor(env.reset(seed=seeds[rank])[0])
-    pipe.send("ready")
-    while (action := pipe.recv()) is not None:
-        obs, reward, terminated, truncated, info = env.step(action)
-        seen[1, rank] = torch.as_tensor(obs)  # what this step led to
-        seen[0, rank] = torch.as_tensor(env.reset()[0] if terminated or truncated else obs)  # to act on
-        pipe.send((float(reward), bool(terminated or info.get("life_lost")), info.get("episode")))
+        return learner(args, env, shared, players, pipe)
+    model = Network(env, shared.params)  # θ itself, which stays as it is until all have played
+    obs, _ = env.reset(seed=seeds[rank])
+    _ = [player.close() for player in players]  # so that they break once the learner and main are gone
+
+    while pipe.recv():
+        # Act: up to t_max steps with π(a|s; θ), or until the episode ends
+        segment, actions, rewards, terminal, truncated = [np.array(obs)], [], [], False, False
+        while len(actions) < args.num_steps and not (terminal or truncated):
+            actions.append(model.act(obs))
+            obs, reward, terminated, truncated, info = env.step(actions[-1])
+            terminal = terminated or info.get("life_lost", False)
+            segment.append(np.array(obs))  # a copy: an environment may reuse its own
+            rewards.append(float(reward))
+        pipe.send((np.stack(segment[:-1]), segment[-1], actions, rewards, bool(terminal), info.get("episode")))
+        obs = env.reset()[0] if terminated or truncated else obs
     env.close()
 
 
-def learner(args: Args, env: gym.Env, shared: Shared, players: tuple, pipe, seen: Tensor) -> None:
-    """Acts and learns for all workers (Algorithm S3). It sends main (T, {tag: value}) to log."""
+def learner(args: Args, env: gym.Env, shared: Shared, players: tuple, pipe) -> None:
+    """Learns from the segments of all workers (Algorithm S3). It sends main (T, {tag: value}) to log."""
     torch.set_default_device(args.device)
-    everyone, model = range(args.num_workers), Network(env)  # θ' is model.params, Δθ is model.grads
-    _ = [player.recv() for player in players]  # all have reset
+    model = Network(env)  # a copy of θ is model.params, Δθ is model.grads
 
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
-        # Snapshot: θ' ← θ
-        model.params.copy_(shared.params)
-
-        # Act: up to t_max steps of each worker with π(a|s; θ'), or until its episode ends
-        segments, actions, rewards = [[obs] for obs in seen[0].clone()], [[] for _ in everyone], [[] for _ in everyone]
-        terminal, episodes = [False for _ in everyone], [None for _ in everyone]
-        for half in ([*everyone[::2]], [*everyone[1::2]]) * (args.num_steps + 1):  # one plays, one is acted for
-            for rank in [n for n in reversed(half) if len(rewards[n]) < len(actions[n])]:
-                reward, terminal[rank], episodes[rank] = players[rank].recv()
-                segments[rank].append(seen[1, rank].clone())
-                rewards[rank].append(reward)
-            half[:] = [n for n in half if len(actions[n]) < args.num_steps and not (terminal[n] or episodes[n])]
-            for rank, action in zip(half, model.act([seen[0, n] for n in half]), strict=True):
-                players[rank].send(action)
-                actions[rank].append(action)
+        # Act: all workers do, with θ, and are waited for
+        for player in players:
+            player.send(True)
+        segments, lasts, actions, rewards, terminal, episodes = zip(*[player.recv() for player in players], strict=True)
 
         # Learn: Δθ from one pass over the segments, and over the states to bootstrap from; B = t + num_workers
-        logits, values = model(torch.cat([torch.stack(s) for s in segments]).to(args.device))  # (B, …), (B,)
-        acted = torch.cat([torch.arange(len(a) + 1) < len(a) for a in actions])  # (B,): not in a segment's last state
-        t, lasts = int(acted.sum()), (values[~acted] * ~torch.tensor(terminal)).tolist()  # V(s_t), or 0 if terminal
-        returns = torch.cat([n_step_returns(rewards[n], lasts[n], args.gamma) for n in everyone])  # (t,)
-        logprobs, chosen = logits[acted].log_softmax(1), torch.cat([torch.tensor(a) for a in actions])[:, None]
-        advantages = returns - values[acted]  # (t,)
+        model.params.copy_(shared.params)
+        obs, t = torch.as_tensor(np.concatenate([*segments, lasts])), sum(map(len, actions))  # (B, …)
+        logits, values = model(obs)  # (B, num_actions), (B,)
+        bootstraps = (values[t:] * ~torch.tensor(terminal)).tolist()  # V(s_t; θ), or 0 if terminal; (num_workers,)
+        returns = torch.cat([n_step_returns(r, b, args.gamma) for r, b in zip(rewards, bootstraps, strict=True)])
+        logprobs, chosen = logits[:t].log_softmax(1), torch.cat([torch.tensor(a) for a in actions])[:, None]
+        advantages = returns - values[:t]  # (t,)
         policy_loss = -(logprobs.gather(1, chosen)[:, 0] * advantages.detach()).sum()
         value_loss = 0.5 * advantages.square().sum()
         entropy = -(logprobs.exp() * logprobs).sum()
         model.grads.zero_()
         (policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss).backward()
-        grad_norm = nn.utils.get_total_norm([model.grads], error_if_nonfinite=True).item()
+        grad_norm = model.grads.dot(model.grads).sqrt().item()
+        assert grad_norm < np.inf, f"the gradient's norm is {grad_norm}: look for NaN in rewards and observations"
         if grad_norm > args.max_grad_norm:
             model.grads.mul_(args.max_grad_norm / grad_norm)
 
@@ -262,7 +263,7 @@ def learner(args: Args, env: gym.Env, shared: Shared, players: tuple, pipe, seen
         for episode in filter(None, episodes):
             pipe.send((step + t, {"charts/episodic_return": episode["r"], "charts/episodic_length": episode["l"]}))
     for player in players:
-        player.send(None)
+        player.send(False)
 
 
 def bad_input(message: str):
@@ -270,8 +271,8 @@ def bad_input(message: str):
     sys.exit(2)
 
 
-def check(args: Args) -> tuple[Network, Tensor]:
-    """Makes the initial network and an observation, or ends the program if the arguments can't work."""
+def check(args: Args) -> Network:
+    """Makes the initial network, or ends the program if the arguments can't work."""
     for name, value in asdict(args).items():
         low = {"seed": 0, "rms_eps": 1e-12}.get(name, int(isinstance(getattr(Args, name), int)))
         high = {"seed": 2**32 - 1, "gamma": 1, "rms_alpha": 1}.get(name, np.inf)
@@ -283,7 +284,7 @@ def check(args: Args) -> tuple[Network, Tensor]:
         bad_input(f"--device must be cpu, or cuda where PyTorch finds a GPU, not {args.device}")
     try:
         with make_env(args.env_id, bool(args.evaluate and args.capture_video)) as env:
-            return Network(env), torch.as_tensor(env.observation_space.sample())
+            return Network(env)
     except Exception as error:
         bad_input(f"--env-id {args.env_id}: {error}")
 
@@ -310,7 +311,7 @@ def evaluate(args: Args, model: Network, run_dir: Path) -> list[float]:
     for episode in range(args.eval_episodes):
         obs, info = env.reset(seed=args.seed + episode)
         while "episode" not in info:  # which RecordEpisodeStatistics adds at its end
-            obs, _, _, _, info = env.step(model.act([torch.as_tensor(obs)])[0])
+            obs, _, _, _, info = env.step(model.act(obs))
         returns.append(info["episode"]["r"])
         print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
     env.close()
@@ -320,7 +321,7 @@ def evaluate(args: Args, model: Network, run_dir: Path) -> list[float]:
 
 def main(args: Args) -> list[float] | None:
     """Trains, or evaluates and returns the episodes' returns. Only the command line takes flags from a checkpoint."""
-    model, obs = check(args)
+    model = check(args)
     if path := args.evaluate or args.resume:
         checkpoint, run_dir = load_checkpoint(path)
         if len(model.params) != len(checkpoint["params"]):
@@ -332,7 +333,6 @@ def main(args: Args) -> list[float] | None:
     run_dir = run_dir if args.resume else Path(args.log_dir) / name.replace(":", "-")
     try:
         shared = Shared(model.params, args.num_workers)
-        seen = obs.expand(2, args.num_workers, *obs.shape).clone().share_memory_()  # [0] to act on, [1] after a step
         run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
         (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
     except (OSError, RuntimeError) as error:
@@ -348,7 +348,7 @@ def main(args: Args) -> list[float] | None:
     seeds = np.random.SeedSequence([args.seed, start]).generate_state(args.num_workers).tolist()
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells every worker it stops
     handlers = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}  # a shell's & has it ignored
-    workers = mp.start_processes(worker, (args, seeds, shared, ours[:-1], theirs, seen), len(ours), False, True, method)
+    workers = mp.start_processes(worker, (args, seeds, shared, ours[:-1], theirs), len(ours), False, True, method)
     stop = lambda signum, _: (signals.append((signum, time.monotonic())), shared.stop.fill_(True))  # noqa: E731
     handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)} | handlers
     writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)

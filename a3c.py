@@ -138,11 +138,10 @@ class Network(nn.Module):
             size = int(np.prod(shape))
             mlps = [nn.Sequential(nn.Linear(size, 256), nn.Tanh(), nn.Linear(256, n)) for n in (num_actions, 1)]
             self.policy, self.value = mlps
-        size, offset = sum(p.numel() for p in self.parameters()), 0
-        self.params, self.grads = torch.zeros(size), torch.zeros(size)
+        flat = torch.cat([p.data.as_strided([p.numel()], [1]) for p in self.parameters()])  # in the order of memory
+        self.params, self.grads, offset = flat, torch.zeros_like(flat), 0
         for p in self.parameters():  # becomes a view of params, and its gradient one of grads
             view = p.shape, p.stride(), offset
-            self.params.as_strided(*view).copy_(p.data)
             p.data, p.grad = self.params.as_strided(*view), self.grads.as_strided(*view)
             offset += p.numel()
         self.kernels = [conv.weight.data.permute(0, 2, 3, 1).flatten(1) for conv in self.convs]  # (out, k·k·in), views
@@ -235,7 +234,8 @@ def worker(rank: int, args: Args, seeds: list[int], shared: Shared, pipes: tuple
         entropy = -(logprobs.exp() * logprobs).sum()
         model.grads.zero_()
         (policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss).backward()
-        grad_norm = nn.utils.get_total_norm([model.grads], error_if_nonfinite=True).item()
+        grad_norm = model.grads.dot(model.grads).sqrt().item()
+        assert grad_norm < np.inf, f"the gradient's norm is {grad_norm}: look for NaN in rewards and observations"
         if grad_norm > args.max_grad_norm:
             model.grads.mul_(args.max_grad_norm / grad_norm)
 

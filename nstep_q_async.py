@@ -124,9 +124,9 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
 
 
 class Network(nn.Module):
-    """Q(s, ·; θ), a value for each action: for images the network of §8; else an MLP."""
+    """Q(s, ·; θ), a value for each action: for images the network of §8; else an MLP. θ is in params, if given."""
 
-    def __init__(self, env: gym.Env):
+    def __init__(self, env: gym.Env, params: Tensor | None = None):
         super().__init__()
         shape, self.num_actions = env.observation_space.shape, int(env.action_space.n)
         self.convs = nn.ModuleList()
@@ -137,11 +137,10 @@ class Network(nn.Module):
         else:
             self.hidden = nn.Sequential(nn.Linear(int(np.prod(shape)), 256), nn.Tanh())
         self.q = nn.Linear(256, self.num_actions)
-        size, offset = sum(p.numel() for p in self.parameters()), 0
-        self.params, self.grads = torch.zeros(size), torch.zeros(size)
+        flat = torch.cat([p.data.as_strided([p.numel()], [1]) for p in self.parameters()])  # in the order of memory
+        self.params, self.grads, offset = flat if params is None else params, torch.zeros_like(flat), 0
         for p in self.parameters():  # becomes a view of params, and its gradient one of grads
             view = p.shape, p.stride(), offset
-            self.params.as_strided(*view).copy_(p.data)
             p.data, p.grad = self.params.as_strided(*view), self.grads.as_strided(*view)
             offset += p.numel()
         self.kernels = [conv.weight.data.permute(0, 2, 3, 1).flatten(1) for conv in self.convs]  # (out, k·k·in), views
@@ -210,15 +209,14 @@ def worker(rank: int, args: Args, seeds: list[int], shared: Shared, pipes: tuple
         set_seed(seeds[rank])
     env, pipe = make_env(args.env_id), pipes[rank]
     model = Network(env)  # θ' is model.params, Δθ is model.grads
-    target = Network(env).requires_grad_(False)  # θ⁻ is target.params
+    target = Network(env, shared.target).requires_grad_(False)  # θ⁻ itself, without a copy
     generator = np.random.default_rng([args.seed, rank])  # not seeds[rank], which a resumed run changes
     last_epsilon = generator.choice([0.1, 0.01, 0.5], p=[0.4, 0.3, 0.3])
     obs, _ = env.reset(seed=seeds[rank])
 
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
-        # Snapshot: θ' ← θ, and a copy of θ⁻
+        # Snapshot: θ' ← θ
         model.params.copy_(shared.params)
-        target.params.copy_(shared.target)
         updates_before = int(shared.updates.sum())
 
         # Act: up to t_max ε-greedy steps by Q(s, ·; θ'), or until the episode ends
@@ -240,7 +238,8 @@ def worker(rank: int, args: Args, seeds: list[int], shared: Shared, pipes: tuple
         td_loss = 0.5 * (returns - q).square().sum()
         model.grads.zero_()
         td_loss.backward()
-        grad_norm = nn.utils.get_total_norm([model.grads], error_if_nonfinite=True).item()
+        grad_norm = model.grads.dot(model.grads).sqrt().item()
+        assert grad_norm < np.inf, f"the gradient's norm is {grad_norm}: look for NaN in rewards and observations"
         if grad_norm > args.max_grad_norm:
             model.grads.mul_(args.max_grad_norm / grad_norm)
 

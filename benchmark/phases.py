@@ -2,9 +2,10 @@
 
     python benchmark/phases.py >benchmark/results/phases.csv
 
-The asynchronous scripts run with one worker. Of a2c.py with 16 workers it is the learner that is timed: "wait" is how
-it waits for the workers, "environment" what one of them needs for a step. "rest" is what no phase covers: snapshots,
-losses, counters, and resets. Prints the medians of --rounds rounds. Run it on an otherwise idle Linux machine.
+The asynchronous scripts run with one worker. Of a2c.py with 16 workers, "environment" and "act" are those of a worker,
+"wait" is how long the learner waits for them, and the rest is the learner's. "rest" is what no phase covers: snapshots,
+losses, counters, and resets. A phase is processor time, but for "wait"; "processor" is that of all processes, and "sum"
+the time that a step takes. Prints the medians of --rounds rounds. Run it on an otherwise idle Linux machine.
 """
 
 import contextlib
@@ -25,7 +26,6 @@ import gymnasium as gym
 import torch
 import tyro
 from curve import PACKAGES, machine, version
-from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = "onestep_q_async", "sarsa_async", "nstep_q_async", "a3c", "a2c"
@@ -54,9 +54,10 @@ class Clock:
         def call(*args, **kwargs):
             if self.running:
                 return function(*args, **kwargs)
-            self.running, start = True, time.perf_counter()
+            now = time.perf_counter if phase == "wait" else time.process_time
+            self.running, start = True, now()
             result = function(*args, **kwargs)
-            self.seconds[self.row, PHASES.index(phase)] += time.perf_counter() - start
+            self.seconds[self.row, PHASES.index(phase)] += now() - start
             self.processor[self.row] = time.process_time()
             self.running = False
             return result
@@ -101,16 +102,15 @@ def measure(name: str, steps: int) -> dict[str, float]:
             (script.Network, "act", clock.timed("act", script.Network.act)),
             (script.Network, "forward", clock.timed("forward", script.Network.forward)),
             (torch.Tensor, "backward", clock.timed("backward", torch.Tensor.backward)),
-            (nn.utils, "get_total_norm", clock.timed("norm", nn.utils.get_total_norm)),
+            (torch.Tensor, "dot", clock.timed("norm", torch.Tensor.dot)),
         ):
             stack.enter_context(patch.object(owner, attribute, replacement))
         script.main(script.Args(log_dir=stack.enter_context(tempfile.TemporaryDirectory()), **flags))
     made, seconds, processor = clock.total.tolist()
     own = dict(zip(PHASES, (clock.seconds[16 if name == "a2c" else 0] / made * 1e6).tolist(), strict=True))
     rest = seconds / made * 1e6 - sum(own.values())
-    environment = clock.seconds[:, 0].sum().item() / made * 1e6
-    whole = {"sum": seconds / made * 1e6, "processor": processor / made * 1e6}
-    return own | {"environment": environment, "rest": rest} | whole
+    workers = dict(zip(PHASES[:2], (clock.seconds[:, :2].sum(0) / made * 1e6).tolist(), strict=True))
+    return own | workers | {"rest": rest, "sum": seconds / made * 1e6, "processor": processor / made * 1e6}
 
 
 def main(args: Args) -> None:

@@ -2,10 +2,10 @@
 
     python benchmark/speed.py --peers-python PATH
 
-Launches every configuration once in each of --repeats rounds, so that a change of the machine's speed meets them all; a
-rate is taken over --seconds after a warm-up. Also measures the seconds from launch until each of 16 workers has made an
-update, and the memory of a further worker. Writes a CSV, and prints tables of medians, ranges and ratios; --table FILE
-prints those of a CSV that is there. Run it on an otherwise idle Linux machine; it takes about half an hour.
+What is to be compared is launched together, and stopped (SIGSTOP) but for the turns that it takes, a second each: so
+a change of the machine's speed meets all alike. Also measures the seconds from launch until each of 16 workers has made
+an update, and the memory of a further worker. Writes a CSV, and prints tables of medians, ranges and ratios; --table
+FILE prints those of a CSV that is there. Run it on an otherwise idle Linux machine; it takes some twenty minutes.
 
 The peers need a virtual environment of their own (see benchmark/requirements.txt), whose interpreter is PATH. The value
 methods are measured with the last ε of each worker: at the start of a run they mostly draw random actions, for which
@@ -20,6 +20,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,7 @@ BENCHMARK = Path(__file__).resolve().parent
 ROOT = BENCHMARK.parent
 SCRIPTS = "onestep_q_async", "sarsa_async", "nstep_q_async", "a3c", "a2c"
 WORKERS = 1, 2, 4, 8, 16
+TOGETHER = (1,), (2, 16), (4,), (8,)  # numbers of workers that take turns with each other
 PEERS = {
     ("PFRL A3C", 1): ("pfrl_a3c.py", "1"),
     ("PFRL A3C", 2): ("pfrl_a3c.py", "2"),
@@ -41,7 +44,8 @@ VERSIONS = """
 from importlib.metadata import version
 print(", ".join(f"{p} {version(p)}" for p in ("torch", "gymnasium", "ale-py", "pfrl", "stable-baselines3")))
 """
-COLUMNS = "what", "workers", "repeat", "steps_per_second", "seconds_until_all_updated", "mb_per_further_worker"
+COLUMNS = "what", "workers", "round", "steps_per_second", "seconds_until_all_updated", "mb_per_further_worker"
+WARM_UP, SETTLE = 1000, 0.1  # agent steps before the first turn, and seconds at the start of each, that do not count
 # These print what the peers do: lines of agent steps and seconds of the monotonic clock.
 SCRIPT = """
 import sys, threading, time
@@ -51,9 +55,11 @@ share = script.Shared.__init__
 def watched(self, *args):
     share(self, *args)
     def watch():
+        before = 0
         while True:
-            print(int(self.steps.sum()), time.monotonic(), flush=True)
-            time.sleep(0.1)
+            if (made := int(self.steps.sum())) != before:
+                print(before := made, time.monotonic(), flush=True)
+            time.sleep(0.01)
     threading.Thread(target=watch, daemon=True).start()
 script.Shared.__init__ = watched
 flags = {{"exploration_steps": 1}} if hasattr(script.Args, "exploration_steps") else {{}}
@@ -77,7 +83,7 @@ for rank in range({workers}):
     multiprocessing.get_context("fork").Process(target=play, args=(steps, rank), daemon=True).start()
 while True:
     print(sum(steps), time.monotonic(), flush=True)
-    time.sleep(0.1)
+    time.sleep(0.01)
 """
 
 
@@ -87,42 +93,75 @@ class Args:
     """CSV to write"""
     peers_python: str = ""
     """interpreter of the environment with the peers; without it they are left out"""
-    seconds: float = 6.0
-    """length of a measurement"""
-    warm_up: float = 2.0
-    """seconds before it, from the first thousand steps on"""
-    repeats: int = 3
-    """rounds"""
+    seconds: float = 1.0
+    """length of a turn"""
+    rounds: int = 15
+    """turns of each"""
+    launches: int = 3
+    """launches to measure their time and the memory"""
     table: str = ""
     """CSV to print the tables of, instead of measuring"""
 
 
-def rate(args: Args, command: list[str]) -> float:
-    """Agent steps per second after the warm-up of a command that prints steps and seconds."""
-    warm = first = None
-    with tempfile.TemporaryDirectory() as folder:
+class Configuration:
+    """A command that prints steps and seconds. It runs only when it has its turn."""
+
+    def __init__(self, command: list[str]):
+        self.folder, self.lines = tempfile.TemporaryDirectory(), []
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        process = subprocess.Popen(command, cwd=folder, start_new_session=True, **pipes)
-        for line in process.stdout:
+        self.process = subprocess.Popen(command, cwd=self.folder.name, start_new_session=True, **pipes)
+        threading.Thread(target=self.read, daemon=True).start()
+        while not self.lines or self.lines[-1][0] < WARM_UP:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"ended early: {command}")
+            time.sleep(0.1)
+        self.send(signal.SIGSTOP)
+
+    def read(self) -> None:
+        for line in self.process.stdout:
             words = line.split()
-            if len(words) != 2 or not words[0].isdigit():  # what else a package prints
-                continue
-            steps, now = int(words[0]), float(words[1])
-            warm = warm or (now if steps >= 1000 else None)
-            first = first or ((steps, now) if warm and now >= warm + args.warm_up else None)
-            if first and now >= first[1] + args.seconds:
-                break
-        else:
-            raise RuntimeError(f"ended early: {command}")
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    return (steps - first[0]) / (now - first[1])
+            if len(words) == 2 and words[0].isdigit():  # not what else a package prints
+                self.lines.append((int(words[0]), float(words[1])))
+
+    def send(self, signum: int) -> None:
+        os.killpg(self.process.pid, signum)
+
+    def turn(self, seconds: float) -> float:
+        """Agent steps per second, between the first and the last line of a turn."""
+        start, printed = time.monotonic(), len(self.lines)
+        self.send(signal.SIGCONT)
+        time.sleep(seconds)
+        self.send(signal.SIGSTOP)
+        lines = [line for line in self.lines[printed:] if line[1] >= start + SETTLE]
+        (first_steps, first), (last_steps, last) = lines[0], lines[-1]
+        return (last_steps - first_steps) / (last - first)
+
+    def end(self) -> None:
+        self.send(signal.SIGKILL)
+        self.process.wait()
+        self.folder.cleanup()
 
 
-def configurations(args: Args) -> dict[tuple[str, int], list[str]]:
+def take_turns(commands: dict, rounds: int, seconds: float) -> dict[object, list[float]]:
+    """Agent steps per second of each command in each round."""
+    configurations = {}
+    try:
+        for key, command in commands.items():
+            configurations[key] = Configuration(command)
+        rates = {key: [] for key in commands}
+        for _ in range(rounds):
+            for key, configuration in configurations.items():
+                rates[key].append(configuration.turn(seconds))
+    finally:
+        for configuration in configurations.values():
+            configuration.end()
+    return rates
+
+
+def configurations(args: Args, workers: tuple) -> dict[tuple[str, int], list[str]]:
     """A command for each name and number of workers; what is to be compared stands side by side."""
     commands = {}
-    for n in WORKERS:
+    for n in workers:
         commands["environment alone", n] = [sys.executable, "-c", ENVIRONMENT.format(root=str(ROOT), workers=n)]
         for script in SCRIPTS:
             text = SCRIPT.format(root=str(ROOT), script=script, workers=n)
@@ -144,23 +183,25 @@ def measure(args: Args) -> None:
         "versions": own,
         "peers": output(args.peers_python, "-c", VERSIONS) if args.peers_python else "not timed",
         "commit": output("git", "rev-parse", "HEAD"),
-        "command": f"python benchmark/speed.py --seconds {args.seconds:g} --warm-up {args.warm_up:g} "
-        f"--repeats {args.repeats} --peers-python PATH; Breakout, the scripts with seed 1",
+        "command": f"python benchmark/speed.py --seconds {args.seconds:g} --rounds {args.rounds} "
+        f"--launches {args.launches} --peers-python PATH; Breakout, the scripts with seed 1",
     }
     with args.out.open("w", newline="") as file:
         file.writelines(f"# {name}: {value}\n" for name, value in header.items())
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for repeat in range(args.repeats):
-            for (name, n), command in configurations(args).items():
-                writer.writerow((name, n, repeat, f"{rate(args, command):.1f}", "", ""))
-                file.flush()
+        for launch in range(args.launches):
             for script in SCRIPTS:
                 run = processes.Args(out=args.out, script=script)
                 seconds, memory = processes.launch(run, "fork", 16)
                 further = (memory - processes.launch(run, "fork", 1)[1]) / 15
-                writer.writerow((f"{script}.py", 16, repeat, "", f"{seconds:.2f}", f"{further:.1f}"))
-                file.flush()
+                writer.writerow((f"{script}.py", 16, launch, "", f"{seconds:.2f}", f"{further:.1f}"))
+        for workers in TOGETHER:
+            rates = take_turns(configurations(args, workers), args.rounds, args.seconds)
+            writer.writerows(
+                (*key, turn, f"{rate:.1f}", "", "") for key, of_key in rates.items() for turn, rate in enumerate(of_key)
+            )
+            file.flush()
 
 
 def table(corner: str, columns: tuple, rows: dict[str, list]) -> None:
@@ -170,8 +211,14 @@ def table(corner: str, columns: tuple, rows: dict[str, list]) -> None:
     print()
 
 
+def spread(values: list[float], digits: int) -> str:
+    """The median, and the middle half of the values."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
 def report(path: Path) -> None:
-    """Prints the medians, ranges and ratios of a CSV, as Markdown."""
+    """Prints the medians, ranges and ratios of a CSV, as Markdown. A ratio is of two turns in the same round."""
     values = {column: {} for column in COLUMNS[3:]}
     with path.open() as file:
         for row in csv.DictReader(line for line in file if not line.startswith("#")):
@@ -179,24 +226,25 @@ def report(path: Path) -> None:
                 if row[column]:
                     values[column].setdefault((row["what"], int(row["workers"])), []).append(float(row[column]))
     rates, seconds, memory = values.values()
-    median = {key: statistics.median(of_key) for key, of_key in rates.items()}
-    names = list(dict.fromkeys(name for name, _ in rates))
+    names = list(dict.fromkeys(name for name, _ in rates))  # the environment first
 
-    spread = {key: f"{median[key]:.0f} ({min(of_key):.0f} to {max(of_key):.0f})" for key, of_key in rates.items()}
-    print("Agent steps per second, median (lowest to highest), by number of workers:\n")
-    table("", WORKERS, {name: [spread.get((name, n), "") for n in WORKERS] for name in names})
+    def ratio(a: tuple, b: tuple) -> str:
+        pairs = zip(rates[a], rates[b], strict=True) if a in rates and b in rates else []
+        return spread([one / other for one, other in pairs], 2) if pairs else ""
 
-    share = {key: f"{median[key] / median['environment alone', key[1]]:.2f}" for key in median}
+    print("Agent steps per second, median (middle half), by number of workers:\n")
+    cell = {key: spread(of_key, 0) for key, of_key in rates.items()}
+    table("", WORKERS, {name: [cell.get((name, n), "") for n in WORKERS] for name in names})
+
     print("Share of the environment alone, with as many processes:\n")
-    table("", WORKERS, {name: [share.get((name, n), "") for n in WORKERS] for name in names[1:]})
+    table("", WORKERS, {name: [ratio((name, n), (names[0], n)) for n in WORKERS] for name in names[1:]})
 
-    print("Ratios of the medians:\n")
+    print("Ratios:\n")
     ratios = {f"a3c.py to PFRL's A3C, workers: {n}": [("a3c.py", n), ("PFRL A3C", n)] for n in (1, 2)}
     ratios |= {f"a2c.py to {name}, workers: {n}": [("a2c.py", n), (name, n)] for name, n in PEERS if "A2C" in name}
     ratios |= {f"{s}.py to a3c.py, workers: {n}": [(f"{s}.py", n), ("a3c.py", n)] for s in SCRIPTS[:3] for n in (1, 16)}
     ratios |= {f"{s}.py, 16 workers to 2": [(f"{s}.py", 16), (f"{s}.py", 2)] for s in SCRIPTS}
-    known = {name: pair for name, pair in ratios.items() if all(key in median for key in pair)}
-    table("", ("ratio",), {name: [f"{median[a] / median[b]:.2f}"] for name, (a, b) in known.items()})
+    table("", ("ratio",), {name: [cell] for name, pair in ratios.items() if (cell := ratio(*pair))})
 
     print("Launch and memory with 16 workers, medians:\n")
     rows = {key[0]: [f"{statistics.median(x[key]):.1f}" for x in (seconds, memory)] for key in seconds}

@@ -2,35 +2,32 @@
 
     python benchmark/variants.py >benchmark/results/variants.csv
 
-The variants do what a script would do without an optimisation, or with one that it does not have. Each round runs all
-of them, in turn: a worker alone in this process or, for a2c.py, the script with 16 workers. The ratio is the median
-over the rounds of the variant's speed to that of the script as it is in the same round. Run it on an otherwise idle
-Linux machine.
+The variants do what a script would do without an optimisation, or with one that it does not have. They take turns, as
+in speed.py: the asynchronous scripts with one worker, a2c.py with 16. A ratio is of a variant's turn to that of the
+script as it is in the same round; median, and the middle half. Run it on an otherwise idle Linux machine.
 """
 
-import importlib.util
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import speed
-import torch
 import tyro
 from curve import PACKAGES, machine, version
 
 ROOT = Path(__file__).resolve().parent.parent
-WARM_UP = 400  # agent steps
 WRAPPERS = """gym.wrappers.TransformObservation(
             gym.wrappers.FrameStackObservation(gym.wrappers.AtariPreprocessing(env), 4),
             lambda obs: np.ascontiguousarray(np.moveaxis(obs, 0, 2)),
             gym.spaces.Box(0, 255, (84, 84, 4), np.uint8),
         )"""
-CLIP = """        grad_norm = nn.utils.get_total_norm([model.grads], error_if_nonfinite=True).item()
+NORM = "model.grads.dot(model.grads).sqrt().item()"
+CLIP = """        grad_norm = model.grads.dot(model.grads).sqrt().item()
+        assert grad_norm < np.inf, f"the gradient's norm is {grad_norm}: look for NaN in rewards and observations"
         if grad_norm > args.max_grad_norm:
             model.grads.mul_(args.max_grad_norm / grad_norm)
 """
@@ -54,10 +51,7 @@ GRAD = """        loss = policy_loss - args.ent_coef * entropy + args.vf_coef * 
         parts = [part.permute(0, 2, 3, 1) if part.dim() == 4 else part for part in parts]
         torch.cat([part.flatten() for part in parts], out=model.grads)
 """
-TARGET = """        if vars(target).get("refreshed") != int(shared.refreshed):
-            target.refreshed = int(shared.refreshed)
-            target.params.copy_(shared.target)
-"""
+HALVES = "b11a1d5"  # the last commit whose a2c.py has a learner that acts, for half of the workers at a time
 VARIANTS = {  # script: {variant: [(text, replacement), ...]}
     "a3c": {
         "Gymnasium's Atari wrappers": [("Atari(env)", WRAPPERS)],
@@ -85,15 +79,25 @@ VARIANTS = {  # script: {variant: [(text, replacement), ...]}
         "norm of each parameter's gradient": [
             (CLIP, "        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm).item()\n")
         ],
+        "get_total_norm": [(NORM, "nn.utils.get_total_norm([model.grads], error_if_nonfinite=True).item()")],
         "sqrt and addcdiv": [
             ("addcmul_(grads, (self.square_avg + eps).rsqrt_()", "addcdiv_(grads, (self.square_avg + eps).sqrt_()")
         ],
         "RMSProp in blocks of 256 KiB": [(RMSPROP, BLOCKS)],
         "autograd.grad and cat": [(BACKWARD, GRAD)],
     },
-    "nstep_q_async": {"θ⁻ copied only when it has changed": [("        target.params.copy_(shared.target)\n", TARGET)]},
+    "nstep_q_async": {
+        "θ⁻ copied for each segment": [
+            ("Network(env, shared.target)", "Network(env)"),
+            ("Snapshot: θ' ← θ\n", "Snapshot: θ' ← θ\n        target.params.copy_(shared.target)\n"),
+        ]
+    },
     "a2c": {
-        "the workers not in halves": [("([*everyone[::2]], [*everyone[1::2]])", "([*everyone],)")],
+        "the learner acts, for half of the workers at a time": HALVES,
+        "θ copied by each worker": [
+            ("Network(env, shared.params)", "Network(env)"),
+            ("        # Act: up to", "        model.params.copy_(shared.params)\n        # Act: up to"),
+        ],
         "a learner with two threads": [
             (
                 "    torch.set_default_device(args.device)\n",
@@ -106,77 +110,44 @@ VARIANTS = {  # script: {variant: [(text, replacement), ...]}
 
 @dataclass
 class Args:
-    rounds: int = 5
-    """rounds"""
-    steps: int = 2000
-    """agent steps of a worker that are measured"""
-    seconds: float = 6.0
-    """length of a measurement of a2c.py"""
+    rounds: int = 30
+    """turns of each"""
+    seconds: float = 1.0
+    """length of a turn"""
 
 
-class Pipe:
-    def send(self, message) -> None:
-        pass
-
-
-def worker_rate(file: Path, steps: int) -> float:
-    """Agent steps per second of one worker, alone in this process."""
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    sys.modules[file.stem] = script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    args = script.Args(num_workers=1)
-    if hasattr(args, "exploration_steps"):
-        args.exploration_steps = 1
-    torch.manual_seed(1)
-    with script.make_env(args.env_id) as env:
-        shared = script.Shared(script.Network(env).params, 1)
-    update, marks = shared.rmsprop_update, []
-
-    def watched(*words):
-        update(*words)
-        made = int(shared.steps.sum())
-        if made >= WARM_UP + steps * len(marks) and len(marks) < 2:
-            marks.append((made, time.perf_counter()))
-            shared.stop.fill_(len(marks) == 2)
-
-    shared.rmsprop_update = watched
-    script.worker(0, args, [1], shared, (Pipe(),))
-    (first, start), (last, end) = marks
-    return (last - first) / (end - start)
+def git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, cwd=ROOT, check=True).stdout
 
 
 def main(args: Args) -> None:
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
-    rates = {}
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for script, variants in VARIANTS.items():
-            source = (ROOT / f"{script}.py").read_text()
-            for number, (name, pieces) in enumerate({"as it is": [], **variants}.items()):
-                text = source
-                for old, new in pieces:
+            commands = {}
+            for number, (name, change) in enumerate({"as it is": [], **variants}.items()):
+                text = git("show", f"{change}:{script}.py") if change == HALVES else (ROOT / f"{script}.py").read_text()
+                for old, new in [] if change == HALVES else change:
                     assert text.count(old) == 1, (script, name, old)
                     text = text.replace(old, new)
                 file = Path(folder, f"{script}_{number}.py")
                 file.write_text(text)
-                rates[script, name] = file, []
-        for _ in range(args.rounds):
-            for (script, _), (file, values) in rates.items():
-                if script == "a2c":
-                    command = speed.SCRIPT.format(root=folder, script=file.stem, workers=16)
-                    timing = speed.Args(seconds=args.seconds)
-                    values.append(speed.rate(timing, [sys.executable, "-c", command]))
-                else:
-                    values.append(worker_rate(file, args.steps))
+                workers = 16 if script == "a2c" else 1
+                code = speed.SCRIPT.format(root=folder, script=file.stem, workers=workers)
+                commands[name] = [sys.executable, "-c", code]
+            rates = speed.take_turns(commands, args.rounds, args.seconds)
+            for name, values in rates.items():
+                ratios = [value / own for value, own in zip(values, rates["as it is"], strict=True)]
+                quartiles = statistics.quantiles(ratios, n=4, method="inclusive")
+                low, middle, high = (f"{quartile:.3f}" for quartile in quartiles)
+                rows.append(f"{script},{name},{statistics.median(values):.1f},{middle},{low},{high}")
     print(f"# machine: {machine()}")
     print(f"# versions: python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES))
-    print(f"# commit: {head}")
-    flags = f"--rounds {args.rounds} --steps {args.steps} --seconds {args.seconds:g}"
+    print(f"# commit: {git('rev-parse', 'HEAD').strip()}")
+    flags = f"--rounds {args.rounds} --seconds {args.seconds:g}"
     print(f"# command: python benchmark/variants.py {flags}; Breakout, seed 1")
-    print("script,variant,steps_per_second,ratio,lowest_ratio,highest_ratio")
-    for (script, name), (_, values) in rates.items():
-        ratios = [value / own for value, own in zip(values, rates[script, "as it is"][1], strict=True)]
-        row = f"{statistics.median(values):.1f},{statistics.median(ratios):.3f},{min(ratios):.3f},{max(ratios):.3f}"
-        print(f"{script},{name},{row}")
+    print("script,variant,steps_per_second,ratio,lower_quartile,upper_quartile")
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":

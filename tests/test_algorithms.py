@@ -89,15 +89,13 @@ def play(monkeypatch, script, env_id, num_workers=1, rank=0, start=0, seed=1, wo
         if script.__name__ == "a2c":
             pipes = [torch.multiprocessing.Pipe() for _ in envs]
             main, players, theirs = Pipe(), [player for player, _ in pipes], [pipe for _, pipe in pipes]
-            seen = torch.stack([torch.as_tensor(envs[0].observation_space.sample())] * 2 * num_workers)
-            seen = seen.reshape(2, num_workers, *seen.shape[1:])
-            before, after = (args, [*range(worker_seed, worker_seed + num_workers)], shared), ([*theirs, main], seen)
+            common, pipes = (args, [*range(worker_seed, worker_seed + num_workers)], shared), [*theirs, main]
             threads = [
-                threading.Thread(None, script.worker, str(n), (n, *before, [], *after)) for n in range(num_workers)
+                threading.Thread(None, script.worker, str(n), (n, *common, [], pipes)) for n in range(num_workers)
             ]
             for thread in threads:
                 thread.start()
-            script.worker(num_workers, *before, players, *after)
+            script.worker(num_workers, *common, players, pipes)
             for thread in threads:
                 thread.join()
         else:
@@ -360,10 +358,7 @@ def test_act_computes_what_forward_does(script, env_id):
     (model.q if hasattr(model, "q") else model.policy).register_forward_hook(lambda *call: outputs.append(call[2]))
     model(torch.as_tensor(np.stack(obs)))
     for one in obs:
-        if script is a2c:
-            model.act([torch.as_tensor(one)])
-        else:
-            model.act(one, *([0.0] if hasattr(model, "q") else []))
+        model.act(one, *([0.0] if hasattr(model, "q") else []))
     torch.testing.assert_close(outputs[0], torch.stack([outputs[1].flatten(), outputs[2].flatten()]))
 
 
@@ -375,10 +370,7 @@ def test_act_draws_from_the_policy(name):
     with torch.no_grad():
         model.policy.weight.zero_()
         model.policy.bias.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]).log())
-    if name == "a3c":
-        drawn = [model.act(obs) for _ in range(4000)]
-    else:
-        drawn = model.act([torch.as_tensor(obs)] * 4000)
+    drawn = [model.act(obs) for _ in range(4000)]
     assert np.bincount(drawn, minlength=4) / 4000 == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.05)
 
 

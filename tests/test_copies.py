@@ -16,7 +16,6 @@ DIFFERENT = {
     "Shared": [VALUE_METHODS, {"a3c", "a2c"}],
     "worker": [{name} for name in SCRIPTS],
     "check": [{*SCRIPTS} - {"a2c"}, {"a2c"}],
-    "evaluate": [{*SCRIPTS} - {"a2c"}, {"a2c"}],
     "main": [{*SCRIPTS} - {"a2c"}, {"a2c"}],
 }
 ORDER = (
@@ -28,7 +27,7 @@ BUDGETS = {
     ("onestep_q_async", "sarsa_async"): 30,
     ("sarsa_async", "nstep_q_async"): 60,
     ("nstep_q_async", "a3c"): 95,
-    ("a3c", "a2c"): 175,
+    ("a3c", "a2c"): 135,
 }
 
 

@@ -1,9 +1,11 @@
 """What all scripts compute alike: the shared update, the way a gradient takes to it, and repeatable runs."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
-from conftest import checkpoint, train
+from conftest import VALUE_METHODS, checkpoint, train
 from torch import nn
 
 
@@ -48,6 +50,20 @@ def test_flat_vectors_stay_the_parameters_and_gradients(script, env_id):
     model.params.fill_(7)
     model.grads.fill_(8)
     assert all((p.data == 7).all() and (p.grad == 8).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", [*VALUE_METHODS, "a2c"])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "toy_envs:Square-v0"])
+def test_a_network_can_be_of_parameters_that_are_there(name, env_id):
+    Network, env = (script := importlib.import_module(name)).Network, script.make_env(env_id)
+    theta = Network(env)
+    shared, obs = script.Shared(theta.params, 1), torch.as_tensor(np.stack([env.reset(seed=1)[0]] * 3))
+    model = Network(env, shared.params)
+    assert torch.equal(shared.params, theta.params)
+    shared.params.mul_(2)
+    theta.params.mul_(2)
+    for output, expected in zip(model(obs), theta(obs), strict=True):
+        assert torch.equal(output, expected)
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "toy_envs:Square-v0"])

@@ -116,7 +116,7 @@ def test_a_crashing_environment_ends_the_run(script, launch):
 @pytest.mark.parametrize("kind", ["RewardNaN", "RewardInf", "SeenNaN"])
 def test_numbers_that_are_none_end_the_run_before_they_spread(script, tmp_path, capsys, kind):
     run_dir = train(script, tmp_path, code=1, env_id=f"toy_envs:{kind}-v0", total_timesteps=10**6)
-    assert re.search("non-finite|must be finite", capsys.readouterr().err)
+    assert re.search("gradient's norm is (nan|inf)|must be finite", capsys.readouterr().err)
     assert_usable(run_dir)
 
 

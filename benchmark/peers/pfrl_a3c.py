@@ -2,7 +2,7 @@
 
     python benchmark/peers/pfrl_a3c.py PROCESSES
 
-Prints a line "agent steps, seconds of the monotonic clock" for every hundredth step until it is stopped.
+Prints a line "agent steps, seconds of the monotonic clock" for every tenth step until it is stopped.
 """
 
 import os
@@ -40,7 +40,7 @@ def make_env(rank: int, test: bool):
 
 
 def report(env, agent, step: int) -> None:
-    if step % 100 == 0:
+    if step % 10 == 0:
         print(step, time.monotonic(), flush=True)
 
 
