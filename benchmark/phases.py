@@ -2,10 +2,10 @@
 
     python benchmark/phases.py >benchmark/results/phases.csv
 
-The asynchronous scripts run with one worker. Of a2c.py with 16 workers, "environment" and "act" are those of a worker,
-"wait" is how long the learner waits for them, and the rest is the learner's. "rest" is what no phase covers: snapshots,
-losses, counters, and resets. A phase is processor time, but for "wait"; "processor" is that of all processes, and "sum"
-the time that a step takes. Prints the medians of --rounds rounds. Run it on an otherwise idle Linux machine.
+Phases are processor time of all processes, but for "wait", which is how long the learner of a2c.py waits for its
+workers. "rest" is what no phase covers: snapshots, losses, counters, resets, and what goes through pipes. "processor"
+is the processor time of all that, and "step" what a step takes. Prints the medians of --rounds rounds. Run it on an
+otherwise idle Linux machine.
 """
 
 import contextlib
@@ -28,7 +28,8 @@ import tyro
 from curve import PACKAGES, machine, version
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = "onestep_q_async", "sarsa_async", "nstep_q_async", "a3c", "a2c"
+RUNS = [(name, 1) for name in ("onestep_q_async", "sarsa_async", "nstep_q_async", "a3c")]  # script, workers
+RUNS += [("a3c", 2), ("a3c", 16), ("a2c", 16)]
 PHASES = "environment", "act", "forward", "backward", "norm", "rmsprop", "wait"
 WARM_UP = 1000  # agent steps
 
@@ -74,7 +75,7 @@ class Clock:
             self.total.copy_(now - self.began)
 
 
-def measure(name: str, steps: int) -> dict[str, float]:
+def measure(name: str, workers: int, steps: int) -> dict[str, float]:
     """Microseconds per agent step."""
     script, clock = importlib.import_module(name), Clock()
     make_env, worker, update = script.make_env, script.worker, script.Shared.rmsprop_update
@@ -90,10 +91,11 @@ def measure(name: str, steps: int) -> dict[str, float]:
 
     def marked_update(shared, *words):
         clock.timed("rmsprop", update)(shared, *words)
-        clock.mark(shared)
+        if clock.row in (0, 16):
+            clock.mark(shared)
 
     flags = {"exploration_steps": 1} if hasattr(script.Args, "exploration_steps") else {}
-    flags |= {"num_workers": 16 if name == "a2c" else 1, "total_timesteps": WARM_UP + steps}
+    flags |= {"num_workers": workers, "total_timesteps": WARM_UP + steps}
     with contextlib.ExitStack() as stack, contextlib.redirect_stdout(io.StringIO()):
         for owner, attribute, replacement in (
             (script, "make_env", lambda *words: Timed(make_env(*words))),
@@ -107,28 +109,27 @@ def measure(name: str, steps: int) -> dict[str, float]:
             stack.enter_context(patch.object(owner, attribute, replacement))
         script.main(script.Args(log_dir=stack.enter_context(tempfile.TemporaryDirectory()), **flags))
     made, seconds, processor = clock.total.tolist()
-    own = dict(zip(PHASES, (clock.seconds[16 if name == "a2c" else 0] / made * 1e6).tolist(), strict=True))
-    rest = seconds / made * 1e6 - sum(own.values())
-    workers = dict(zip(PHASES[:2], (clock.seconds[:, :2].sum(0) / made * 1e6).tolist(), strict=True))
-    return own | workers | {"rest": rest, "sum": seconds / made * 1e6, "processor": processor / made * 1e6}
+    phases = dict(zip(PHASES, (clock.seconds.sum(0) / made * 1e6).tolist(), strict=True))
+    rest = processor / made * 1e6 - sum(phases.values()) + phases["wait"]
+    return phases | {"rest": rest, "processor": processor / made * 1e6, "step": seconds / made * 1e6}
 
 
 def main(args: Args) -> None:
     sys.path.insert(0, str(ROOT))
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
-    runs = {name: [] for name in SCRIPTS}
+    runs = {run: [] for run in RUNS}
     for _ in range(args.rounds):
-        for name in SCRIPTS:
-            runs[name].append(measure(name, args.steps))
+        for run in RUNS:
+            runs[run].append(measure(*run, args.steps))
     print(f"# machine: {machine()}")
     print(f"# versions: python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES))
     print(f"# commit: {head}")
     print(f"# command: python benchmark/phases.py --rounds {args.rounds} --steps {args.steps}; Breakout, seed 1")
-    columns = *PHASES, "rest", "sum", "processor"
-    print("script," + ",".join(columns))
-    for name, results in runs.items():
+    columns = *PHASES, "rest", "processor", "step"
+    print("script,workers," + ",".join(columns))
+    for (name, workers), results in runs.items():
         medians = [statistics.median(result[column] for result in results) for column in columns]
-        print(f"{name}," + ",".join(f"{value:.0f}" for value in medians))
+        print(f"{name},{workers}," + ",".join(f"{value:.0f}" for value in medians))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,17 @@ GRAD = """        loss = policy_loss - args.ent_coef * entropy + args.vf_coef * 
         parts = [part.permute(0, 2, 3, 1) if part.dim() == 4 else part for part in parts]
         torch.cat([part.flatten() for part in parts], out=model.grads)
 """
+PROBS = "        probs = self.policy(self.hidden(x.flatten())).softmax(0).tolist()  # (num_actions,)\n"
+KEPT = """        x = self.hidden(x.flatten())
+        self.kept.append((self.policy(x), self.value(x)))
+        probs = self.kept[-1][0].detach().softmax(0).tolist()
+"""
+PASS = "        logits, values = model(torch.as_tensor(np.stack(segment)))  # (t+1, num_actions), (t+1,)\n"
+STACKED = """        logits, values = (torch.stack(outputs) for outputs in zip(*model.kept))
+        with torch.no_grad():
+            last = model(torch.as_tensor(segment[t])[None])[1]
+        values = torch.cat([values[:, 0], last])
+"""
 HALVES = "b11a1d5"  # the last commit whose a2c.py has a learner that acts, for half of the workers at a time
 VARIANTS = {  # script: {variant: [(text, replacement), ...]}
     "a3c": {
@@ -75,6 +86,14 @@ VARIANTS = {  # script: {variant: [(text, replacement), ...]}
         "a forward pass for the bootstrap": [
             ("np.stack(segment)", "np.stack(segment[:t])"),
             ("values[t].item()", "model(torch.as_tensor(segment[t])[None])[1].item()"),
+        ],
+        "the graphs of acting kept, no pass over the segment": [
+            ("    @torch.inference_mode()\n    def act", "    def act"),
+            ("conv.weight.data.permute(0, 2, 3, 1).flatten(1)", "conv.weight.permute(0, 2, 3, 1).flatten(1)"),
+            ("relu_()  # (n, n, out)", "relu()"),
+            (PROBS, KEPT),
+            ("        updates_before = ", "        model.kept = []\n        updates_before = "),
+            (PASS, STACKED),
         ],
         "norm of each parameter's gradient": [
             (CLIP, "        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm).item()\n")
