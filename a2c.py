@@ -15,7 +15,7 @@ Workers play a copy of the environment each; a learner waits for all of them, an
     python a2c.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
     python a2c.py --evaluate runs/NAME --capture-video
 
-The paper has no A2C. With one worker it does what a3c.py does, up to rounding; of several, the gradients are summed up.
+The paper has no A2C. With one worker it does what a3c.py does, bit for bit; of several, the gradients are summed up.
 """
 
 import contextlib

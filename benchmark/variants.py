@@ -87,7 +87,7 @@ VARIANTS = {  # script: {variant: [(text, replacement), ...]}
             ("np.stack(segment)", "np.stack(segment[:t])"),
             ("values[t].item()", "model(torch.as_tensor(segment[t])[None])[1].item()"),
         ],
-        "the graphs of acting kept, no pass over the segment": [
+        "the graphs of acting instead of a pass over the segment": [
             ("    @torch.inference_mode()\n    def act", "    def act"),
             ("conv.weight.data.permute(0, 2, 3, 1).flatten(1)", "conv.weight.permute(0, 2, 3, 1).flatten(1)"),
             ("relu_()  # (n, n, out)", "relu()"),
@@ -112,7 +112,7 @@ VARIANTS = {  # script: {variant: [(text, replacement), ...]}
         ]
     },
     "a2c": {
-        "the learner acts, for half of the workers at a time": HALVES,
+        "the learner acting for half of the workers at a time": HALVES,
         "θ copied by each worker": [
             ("Network(env, shared.params)", "Network(env)"),
             ("        # Act: up to", "        model.params.copy_(shared.params)\n        # Act: up to"),
