@@ -15,6 +15,7 @@ no network is asked.
 import csv
 import os
 import platform
+import re
 import signal
 import statistics
 import subprocess
@@ -220,11 +221,11 @@ def spread(values: list[float], digits: int) -> str:
 def report(path: Path) -> None:
     """Prints the medians, ranges and ratios of a CSV, as Markdown. A ratio is of two turns in the same round."""
     values = {column: {} for column in COLUMNS[3:]}
-    with path.open() as file:
-        for row in csv.DictReader(line for line in file if not line.startswith("#")):
-            for column in values:
-                if row[column]:
-                    values[column].setdefault((row["what"], int(row["workers"])), []).append(float(row[column]))
+    lines = path.read_text().splitlines()
+    for row in csv.DictReader(line for line in lines if not line.startswith("#")):
+        for column in values:
+            if row[column]:
+                values[column].setdefault((row["what"], int(row["workers"])), []).append(float(row[column]))
     rates, seconds, memory = values.values()
     names = list(dict.fromkeys(name for name, _ in rates))  # the environment first
 
@@ -234,6 +235,12 @@ def report(path: Path) -> None:
 
     print("Agent steps per second, median (middle half), by number of workers:\n")
     cell = {key: spread(of_key, 0) for key, of_key in rates.items()}
+    table("", WORKERS, {name: [cell.get((name, n), "") for n in WORKERS] for name in names})
+
+    print("The same for each core at work (one for each worker, until there are no more), and for each worker:\n")
+    cores = int(re.search(r"(\d+) cores", lines[0])[1])
+    median = {key: statistics.median(of_key) for key, of_key in rates.items()}
+    cell = {(name, n): f"{rate / min(n, cores):.0f}, {rate / n:.0f}" for (name, n), rate in median.items()}
     table("", WORKERS, {name: [cell.get((name, n), "") for n in WORKERS] for name in names})
 
     print("Share of the environment alone, with as many processes:\n")
