@@ -97,7 +97,7 @@ class Args:
     seconds: float = 1.0
     """length of a turn"""
     rounds: int = 15
-    """turns of each"""
+    """turns of each, two at least"""
     launches: int = 3
     """launches to measure their time and the memory"""
     table: str = ""
@@ -134,6 +134,8 @@ class Configuration:
         time.sleep(seconds)
         self.send(signal.SIGSTOP)
         lines = [line for line in self.lines[printed:] if line[1] >= start + SETTLE]
+        if len(lines) < 2:
+            raise RuntimeError(f"fewer than two lines in a turn: {self.process.args}")
         (first_steps, first), (last_steps, last) = lines[0], lines[-1]
         return (last_steps - first_steps) / (last - first)
 
