@@ -121,7 +121,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
 class Network(nn.Module):
     """π(a|s; θ) and V(s; θ_v): for images the network of §8, which shares all but its two outputs; else an MLP each."""
 
-    def __init__(self, env: gym.Env, params: Tensor | None = None):
+    def __init__(self, env: gym.Env, params: Tensor | None = None):  # params: a θ to share
         super().__init__()
         shape, num_actions = env.observation_space.shape, int(env.action_space.n)
         self.convs, self.hidden = nn.ModuleList(), nn.Identity()
