@@ -96,7 +96,7 @@ class Args:
     """interpreter of the environment with the peers; without it they are left out"""
     seconds: float = 1.0
     """length of a turn"""
-    rounds: int = 15
+    rounds: int = 25
     """turns of each, two at least"""
     launches: int = 3
     """launches to measure their time and the memory"""
