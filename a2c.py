@@ -237,8 +237,8 @@ def learner(args: Args, env: gym.Env, shared: Shared, players: tuple, pipe) -> N
         model.params.copy_(shared.params)
         obs, t = torch.as_tensor(np.concatenate([*segments, lasts])), sum(map(len, actions))  # (B, …)
         logits, values = model(obs)  # (B, num_actions), (B,)
-        bootstraps = (values[t:] * ~torch.tensor(terminal)).tolist()  # V(s_t; θ), or 0 if terminal; (num_workers,)
-        returns = torch.cat([n_step_returns(r, b, args.gamma) for r, b in zip(rewards, bootstraps, strict=True)])
+        bootstrap = (values[t:] * ~torch.tensor(terminal)).tolist()  # V(s_t; θ), or 0 if terminal; (num_workers,)
+        returns = torch.cat([n_step_returns(r, b, args.gamma) for r, b in zip(rewards, bootstrap, strict=True)])  # (t,)
         logprobs, chosen = logits[:t].log_softmax(1), torch.cat([torch.tensor(a) for a in actions])[:, None]
         advantages = returns - values[:t]  # (t,)
         policy_loss = -(logprobs.gather(1, chosen)[:, 0] * advantages.detach()).sum()
