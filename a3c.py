@@ -58,9 +58,9 @@ class Args:
     seed: int = 1  # seed of everything; with --num-workers 1 a run repeats bit for bit
     num_steps: int = 5  # longest segment between two updates, in agent steps (t_max)
     gamma: float = 0.99  # discount per agent step (γ)
-    learning_rate: float = 7e-4  # at the start; goes linearly to 0 at --total-timesteps (η)
+    learning_rate: float = 1.75e-4  # at the start; goes linearly to 0 at --total-timesteps (η)
     rms_alpha: float = 0.99  # decay per update of RMSProp's mean square (α)
-    rms_eps: float = 0.1  # constant under RMSProp's root (the ε of g+ε; from the authors)
+    rms_eps: float = 6e-7  # constant under RMSProp's root (the ε of g+ε; the authors' is 0.1)
     max_grad_norm: float = 40.0  # a longer gradient is scaled down to this norm (from the authors)
     ent_coef: float = 0.01  # weight of the entropy bonus (β)
     vf_coef: float = 0.5  # weight of the value loss ½(R - V)² (c)
@@ -138,6 +138,13 @@ class Network(nn.Module):
             size = int(np.prod(shape))
             mlps = [nn.Sequential(nn.Linear(size, 256), nn.Tanh(), nn.Linear(256, n)) for n in (num_actions, 1)]
             self.policy, self.value = mlps
+        for module in self.modules():  # the paper's small uniform weights learn several times slower
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.weight.data.copy_(nn.init.orthogonal_(torch.empty(module.weight.shape), 2**0.5))
+                module.bias.data.zero_()
+        for head, gain in (self.policy, 0.01), (self.value, 1.0):
+            layer = head[-1] if isinstance(head, nn.Sequential) else head
+            nn.init.orthogonal_(layer.weight, gain)
         flat = torch.cat([p.data.as_strided([p.numel()], [1]) for p in self.parameters()])  # in the order of memory
         self.params, self.grads, offset = flat, torch.zeros_like(flat), 0
         for p in self.parameters():  # becomes a view of params, and its gradient one of grads
@@ -171,7 +178,7 @@ class Shared:
 
     def __init__(self, params: Tensor, num_workers: int):
         self.params = params.clone().share_memory_()  # θ
-        self.square_avg = torch.zeros_like(params).share_memory_()  # g
+        self.square_avg = torch.ones_like(params).share_memory_()  # g, from 1 as in TensorFlow: small first steps
         self.steps = torch.zeros(num_workers, dtype=torch.int64).share_memory_()  # T is their sum
         self.updates = torch.zeros(num_workers, dtype=torch.int64).share_memory_()
         self.stop = torch.zeros(1, dtype=torch.bool).share_memory_()  # set by main
