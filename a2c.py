@@ -1,33 +1,59 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "ale-py==0.12.1", "opencv-python-headless==5.0.0.93",
-#                 "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1", "moviepy==2.2.1", "pygame-ce==2.5.8"]
+# dependencies = [
+#   "torch>=2.6", "numpy>=1.26", "gymnasium>=1.1", "ale-py>=0.11", "opencv-python-headless>=4.10",
+#   "tyro>=0.9", "tensorboard>=2.18", "tqdm>=4.66", "moviepy>=2.1", "pygame-ce>=2.5",
+# ]
 # ///
-"""A2C, the synchronous and repeatable sibling of A3C (Algorithm S3 of Mnih et al. 2016, without the asynchrony).
+"""A2C, advantage actor-critic with a batch: the synchronous, repeatable sibling of A3C.
 
-Workers play a copy of the environment each; a learner waits for all of them, and learns from their segments at once:
+The paper (Mnih et al. 2016) has no A2C; it is Algorithm S3 without the asynchrony. A coordinator
+acts for all environments in one batch, and learns from all their segments at once:
 
-    Act        up to t_max steps of each worker with π(a|s; θ), or until its episode ends
-    Learn      R ← r_i + γR, backwards from R = 0 (terminal) or V(s_t; θ) (else)
-               Δθ = ∇_θ Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²] over all workers
-    Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), η going linearly to 0
+    Snapshot   the network on --device ← θ
+    Act        up to t_max steps of each environment with π(a|s; θ), or until its episode ends
+    Learn      R ← r_i + γR, backwards from R = 0 (terminal) or V(s_t; θ) (otherwise)
+               Δθ = ∇_θ Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²],
+               the sum of all environments
+    Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), with η decaying linearly to 0
 
     python a2c.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
     python a2c.py --evaluate runs/NAME --capture-video
 
-The paper has no A2C. With one worker it does what a3c.py does, bit for bit; of several, the gradients are summed up.
+Processes step the environments, as many as there are cores. How many does not change the result:
+a run repeats bit for bit on the same machine. With one environment it computes what a3c.py computes
+with one worker, given the same flags.
+
+Where this file departs from A3C's published settings:
+- Orthogonal initial weights, a small ε, and g starting at 1 learn Atari several times faster. The
+  paper's: --init paper --learning-rate 7e-4 --rms-eps 0.1.
+- The value gradient is c(R - V)∇V with c = 0.5, as in most reproductions.
+- A time limit bootstraps from V of the last observation. A lost life in Atari ends the segment with
+  R = 0, but the game goes on.
 """
 
 import contextlib
+import copy
+import itertools
 import json
 import logging
+import math
 import os
 import random
+import shutil
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+os.environ.setdefault(
+    "GOMP_SPINCOUNT", "0"
+)  # idle threads of PyTorch leave their core to the games
 
 import ale_py
 import cv2
@@ -41,360 +67,827 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 SCRIPT = Path(__file__)
-torch.set_num_threads(1)  # one core to a process; more threads would not survive a fork
+torch.set_num_threads(1)  # until the processes are forked: a thread pool would not survive
 cv2.setNumThreads(0)
+
+
+# Arguments
 
 
 @dataclass
 class Args:
-    env_id: str = "BreakoutNoFrameskip-v4"  # any Gymnasium id; module:Name-v0 for one's own
-    num_workers: int = 16  # number of processes that play for the learner
-    total_timesteps: int = 10_000_000  # agent steps of all workers (T_max); 4 Atari frames each
-    seed: int = 1  # seed of everything; on the CPU a run repeats bit for bit
-    num_steps: int = 5  # longest segment of each worker between two updates, in agent steps (t_max)
+    # Run
+    env_id: str = "BreakoutNoFrameskip-v4"  # any Gymnasium id; module:Name-v0 for your own
+    num_workers: int = 16  # number of environments in the batch
+    total_timesteps: int = 0  # agent steps of all workers (T_max); 0: 10M for images, else 300,000
+    seed: int = 1  # seeds everything; a run repeats bit for bit
+    device: str = "cpu"  # where the network computes: cpu or cuda
+    log_dir: str = "runs"  # every run makes its own folder in here
+
+    # Algorithm
+    num_steps: int = (
+        5  # longest segment of an environment between two updates, in agent steps (t_max)
+    )
     gamma: float = 0.99  # discount per agent step (γ)
-    learning_rate: float = 7e-4  # at the start; goes linearly to 0 at --total-timesteps (η)
-    rms_alpha: float = 0.99  # decay per update of RMSProp's mean square (α)
-    rms_eps: float = 0.1  # constant under RMSProp's root (the ε of g+ε; from the authors)
-    max_grad_norm: float = 40.0  # a longer gradient is scaled down to this norm (from the authors)
     ent_coef: float = 0.01  # weight of the entropy bonus (β)
     vf_coef: float = 0.5  # weight of the value loss ½(R - V)² (c)
-    device: str = "cpu"  # where the learner computes: cpu or cuda
-    log_dir: str = "runs"  # folder in which every run makes a folder of its own
+    init: Literal["orthogonal", "paper"] = "orthogonal"  # weights; paper: uniform ±1/√fan_in
+
+    # Optimizer
+    learning_rate: float = (
+        0.0  # at the start (η), then linearly to 0; 0: 7e-4 for images, else 2e-3
+    )
+    rms_alpha: float = 0.99  # decay of RMSProp's mean square, per update (α)
+    rms_eps: float = 0.0  # added under RMSProp's root (ε); 0: 1e-5 for images, else 0.01
+    max_grad_norm: float = 40.0  # gradients are scaled down to this global norm (from the authors)
+
+    # Checkpoints and evaluation
     checkpoint_interval: float = 60.0  # seconds between checkpoints; a run also ends with one
-    resume: str = ""  # run folder or checkpoint.pt to go on with; flags given override its own
-    evaluate: str = ""  # run folder or checkpoint.pt to play whole episodes with, without training
+    resume: str = ""  # run folder or checkpoint to continue; flags given override the run's own
+    evaluate: str = ""  # run folder or checkpoint to play full episodes with, without training
     eval_episodes: int = 10  # number of episodes to play with --evaluate
-    capture_video: bool = False  # with --evaluate, leave an .mp4 per episode in the run folder
+    capture_video: bool = False  # with --evaluate, record an .mp4 per episode into the run folder
+
+
+# Environment
+
+
+class UnsupportedEnvironment(Exception):
+    """An environment that this script cannot train on."""
 
 
 class Atari(gym.Wrapper):
-    """Up to 30 no-ops, action repeat 4, maximum of 2 screens, grey, 84×84, stack of 4; draws no screen in vain."""
+    """The paper's preprocessing: action repeat 4, maximum of two screens, 84×84, stack of 4.
+
+    It wraps a game that returns a grayscale screen for every frame. A reset plays 0 to 30 no-ops.
+    Observations are uint8 of shape (84, 84, 4), the newest last; info["life_lost"] is added.
+    """
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
-        self.ale, self.actions = env.unwrapped.ale, env.unwrapped.ale.getMinimalActionSet()
-        self.screens = np.zeros((2, *self.ale.getScreenDims()), np.uint8)
+        self.ale = env.get_wrapper_attr("ale")
         self.observation_space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
         self.metadata = {**env.metadata, "render_fps": 15}
 
-    def reset(self, **kwargs):
-        _, info = self.env.reset(**kwargs)
+    def reset(self, *, seed=None, options=None):
+        screen, info = self.env.reset(seed=seed, options=options)
         for _ in range(self.unwrapped.np_random.integers(31)):
-            self.ale.act(0)
-        self.screens[:] = self.ale.getScreenGrayscale()
-        self.stack = [self.grey()] * 4
-        return cv2.merge(self.stack), info
+            screen, *_, info = self.env.step(0)
+
+        self.stack = deque([resize(screen)] * 4, maxlen=4)
+        return cv2.merge([*self.stack]), info
 
     def step(self, action):
-        reward, lives = 0.0, self.ale.lives()
-        for frame in range(4):
-            reward += self.ale.act(self.actions[action])
-            if frame >= 2:
-                self.ale.getScreenGrayscale(self.screens[frame - 2])
-        self.stack = [*self.stack[1:], self.grey()]
-        terminated, info = self.ale.game_over(with_truncation=False), {"life_lost": self.ale.lives() < lives}
-        return cv2.merge(self.stack), reward, terminated, self.ale.game_truncated(), info
+        lives = self.ale.lives()
+        total_reward = 0.0
+        screens = []
+        for _ in range(4):
+            screen, reward, terminated, truncated, info = self.env.step(action)
+            total_reward += float(reward)
+            screens.append(screen)
+            if terminated or truncated:
+                break
 
-    def grey(self) -> np.ndarray:
-        return cv2.resize(np.maximum(*self.screens), (84, 84), interpolation=cv2.INTER_AREA)
+        # Some games draw their sprites in every other frame only.
+        self.stack.append(resize(np.maximum(screens[-1], screens[-2:][0])))
+        info["life_lost"] = self.ale.lives() < lives
+        return cv2.merge([*self.stack]), total_reward, terminated, truncated, info
+
+
+def resize(screen: np.ndarray) -> np.ndarray:
+    return cv2.resize(screen, (84, 84), interpolation=cv2.INTER_AREA)
+
+
+def is_image(space: gym.spaces.Box) -> bool:
+    """Whether observations are images: uint8, 0 to 255, sides of at least 32, channels last."""
+    if space.dtype != np.uint8 or len(space.shape) not in (2, 3):
+        return False
+    if space.low.any() or (space.high != 255).any():
+        return False
+    if len(space.shape) == 3 and space.shape[0] in (1, 3, 4) and min(space.shape[1:]) >= 32:
+        raise UnsupportedEnvironment(f"an image needs its channels last, not {space.shape}")
+    return min(space.shape[:2]) >= 32 and space.shape[2:] in [(), (1,), (3,), (4,)]
 
 
 def make_env(env_id: str, video: bool = False) -> gym.Env:
-    """Atari as in the paper, whatever the id's frame skip; other uint8 images grey, 84×84×4; anything else as it is."""
-    env = gym.make(env_id, **{"render_mode": "rgb_array"} if video else {})  # one's own may not take a render_mode
+    """Makes an environment. Images come out as uint8 of shape (84, 84, 4), anything else as it is.
+
+    Atari gets the paper's preprocessing, whatever the id's frame skip, and rewards clipped to their
+    sign. Raises UnsupportedEnvironment, or Gymnasium's own errors.
+    """
+    atari = gym.spec(env_id).entry_point == "ale_py.env:AtariEnv"
+    kwargs: dict[str, Any] = {"frameskip": 1, "obs_type": "grayscale"} if atari else {}
+    try:
+        env = gym.make(env_id, **kwargs, **({"render_mode": "rgb_array"} if video else {}))
+    except TypeError as error:
+        if "render_mode" not in str(error):
+            raise
+        raise UnsupportedEnvironment("it has no render_mode: leave out --capture-video") from error
+
     space, actions = env.observation_space, env.action_space
-    if not isinstance(space, gym.spaces.Box) or not isinstance(actions, gym.spaces.Discrete) or actions.start:
-        raise ValueError(f"a Box and Discrete actions from 0 are needed; it has {space} and {actions}")
+    if not isinstance(space, gym.spaces.Box):
+        raise UnsupportedEnvironment(f"observations must be a Box, not {space}")
+    if not isinstance(actions, gym.spaces.Discrete) or actions.start != 0:
+        raise UnsupportedEnvironment(f"actions must be Discrete and start at 0, not {actions}")
     if video and "rgb_array" not in env.metadata.get("render_modes", []):
-        raise ValueError("it renders no images: leave out --capture-video")
+        raise UnsupportedEnvironment("it renders no images: leave out --capture-video")
+
     if isinstance(env.unwrapped, ale_py.AtariEnv):
-        return gym.wrappers.TransformReward(gym.wrappers.RecordEpisodeStatistics(Atari(env)), np.sign)
-    if space.dtype == np.uint8 and len(space.shape) > 1 and space.shape[2:] in [(), (1,), (3,)]:
-        env = gym.wrappers.GrayscaleObservation(env) if space.shape[2:] == (3,) else env
-        env = gym.wrappers.FrameStackObservation(gym.wrappers.ResizeObservation(env, (84, 84)), 4)
+        if space.shape != env.unwrapped.ale.getScreenDims() or env.unwrapped._frameskip != 1:
+            raise UnsupportedEnvironment('register it with frameskip=1 and obs_type="grayscale"')
+        env = gym.wrappers.RecordEpisodeStatistics(Atari(env))
+        return gym.wrappers.TransformReward(env, lambda reward: float(np.sign(reward)))
+
+    if is_image(space) and space.shape != (84, 84, 4):
+        if space.shape[2:] == (3,):
+            env = gym.wrappers.GrayscaleObservation(env)
+        env = gym.wrappers.ResizeObservation(env, (84, 84))
+        env = gym.wrappers.FrameStackObservation(env, 4)
         space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
         env = gym.wrappers.TransformObservation(env, lambda obs: cv2.merge([*obs]), space)
     return gym.wrappers.RecordEpisodeStatistics(env)
 
 
-class Network(nn.Module):
-    """π(a|s; θ) and V(s; θ_v): for images the network of §8, which shares all but its two outputs; else an MLP each."""
+# Networks
 
-    def __init__(self, env: gym.Env, params: Tensor | None = None):  # params: a θ to share
+
+class ImageNetwork(nn.Module):
+    """π(a|s; θ) and V(s; θ_v) for images: section 8's network, shared up to its two outputs."""
+
+    def __init__(self, num_actions: int):
         super().__init__()
-        shape, num_actions = env.observation_space.shape, int(env.action_space.n)
-        self.convs, self.hidden = nn.ModuleList(), nn.Identity()
-        if shape == (84, 84, 4):
-            self.convs.extend([nn.Conv2d(4, 16, 8, stride=4), nn.Conv2d(16, 32, 4, stride=2)])
-            self.convs.to(memory_format=torch.channels_last)
-            self.hidden = nn.Sequential(nn.Linear(9 * 9 * 32, 256), nn.ReLU())
-            self.policy, self.value = nn.Linear(256, num_actions), nn.Linear(256, 1)
-        else:
-            size = int(np.prod(shape))
-            mlps = [nn.Sequential(nn.Linear(size, 256), nn.Tanh(), nn.Linear(256, n)) for n in (num_actions, 1)]
-            self.policy, self.value = mlps
-        flat = torch.cat([p.data.as_strided([p.numel()], [1]) for p in self.parameters()])  # in the order of memory
-        self.params, self.grads, offset = flat if params is None else params, torch.zeros_like(flat), 0
-        for p in self.parameters():  # becomes a view of params, and its gradient one of grads
-            view = p.shape, p.stride(), offset
-            p.data, p.grad = self.params.as_strided(*view), self.grads.as_strided(*view)
-            offset += p.numel()
-        self.kernels = [conv.weight.data.permute(0, 2, 3, 1).flatten(1) for conv in self.convs]  # (out, k·k·in), views
+        self.convs = nn.Sequential(
+            nn.Conv2d(4, 16, kernel_size=8, stride=4),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, kernel_size=4, stride=2),
+            nn.ReLU(),
+        )
+        self.hidden = nn.Sequential(nn.Linear(9 * 9 * 32, 256), nn.ReLU())
+        self.policy = nn.Linear(256, num_actions)
+        self.value = nn.Linear(256, 1)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        x = obs.float().div_(255) if obs.dtype == torch.uint8 else obs.float()  # (B, *shape)
-        for conv in self.convs:
-            x = conv(x.permute(0, 3, 1, 2)).relu_().permute(0, 2, 3, 1)  # (B, 20, 20, 16), (B, 9, 9, 32)
-        x = self.hidden(x.reshape(len(x), -1))  # (B, 256)
+        x = obs.permute(0, 3, 1, 2).float() / 255  # (B, 4, 84, 84)
+        x = self.convs(x)  # (B, 32, 9, 9)
+        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256)
         return self.policy(x), self.value(x).squeeze(1)  # (B, num_actions), (B,)
 
-    @torch.inference_mode()
-    def act(self, obs: np.ndarray) -> int:
-        """Draws an action from π(·|s)."""
-        x = torch.as_tensor(obs)  # shape
-        x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
-        for conv, kernel in zip(self.convs, self.kernels, strict=True):  # a matrix product: conv() is slow on one image
-            k, s = conv.kernel_size[0], conv.stride[0]
-            patches = x.unfold(0, k, s).unfold(1, k, s).permute(0, 1, 3, 4, 2).flatten(2)  # (n, n, k·k·in)
-            x = nn.functional.linear(patches, kernel, conv.bias).relu_()  # (n, n, out)
-        probs = self.policy(self.hidden(x.flatten())).softmax(0).tolist()  # (num_actions,)
-        return random.choices(range(len(probs)), probs)[0]
+
+class FlatNetwork(nn.Module):
+    """π(a|s; θ) and V(s; θ_v) for all other observations: an MLP each."""
+
+    def __init__(self, num_inputs: int, num_actions: int):
+        super().__init__()
+        self.policy_hidden = nn.Sequential(nn.Linear(num_inputs, 256), nn.Tanh())
+        self.policy = nn.Linear(256, num_actions)
+        self.value_hidden = nn.Sequential(nn.Linear(num_inputs, 256), nn.Tanh())
+        self.value = nn.Linear(256, 1)
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        x = obs.float().flatten(1)  # (B, num_inputs)
+        logits = self.policy(self.policy_hidden(x))  # (B, num_actions)
+        values = self.value(self.value_hidden(x)).squeeze(1)  # (B,)
+        return logits, values
+
+
+def make_network(env: gym.Env, init: str) -> nn.Module:
+    """A network for the environment's observations, with initial weights as --init says."""
+    assert isinstance(env.observation_space, gym.spaces.Box)
+    assert isinstance(env.action_space, gym.spaces.Discrete)
+    num_actions = int(env.action_space.n)
+    if env.observation_space.shape == (84, 84, 4):
+        network = ImageNetwork(num_actions)
+    else:
+        network = FlatNetwork(math.prod(env.observation_space.shape), num_actions)
+
+    if init == "orthogonal":  # PyTorch's default is the paper's
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.orthogonal_(module.weight, gain=2**0.5)
+                nn.init.zeros_(module.bias)
+        nn.init.orthogonal_(network.policy.weight, gain=0.01)
+        nn.init.orthogonal_(network.value.weight, gain=1.0)
+    return network.to(memory_format=torch.channels_last)  # as the images are: no copies
+
+
+@torch.inference_mode()
+def act(network: nn.Module, obs: Tensor) -> list[int]:
+    """Draws an action from π(·|s) for each observation of a batch."""
+    logits, _ = network(obs)  # (B, num_actions)
+    rows = logits.softmax(1).tolist()
+    return [random.choices(range(len(probs)), probs)[0] for probs in rows]
+
+
+# Shared state
 
 
 class Shared:
-    """What a checkpoint holds, shared by all processes. There is no lock: each counter has one writer."""
+    """The state of a run, in shared memory. A checkpoint is a copy of it.
 
-    def __init__(self, params: Tensor, num_workers: int):
-        self.params = params.clone().share_memory_()  # θ
-        self.square_avg = torch.zeros_like(params).share_memory_()  # g
+    Only the coordinator changes it. It is laid out as in a3c.py.
+    """
+
+    def __init__(self, network: nn.Module, num_workers: int):
+        params = {name: param.detach().clone() for name, param in network.named_parameters()}
+        self.params = share(params)  # θ
+        self.square_avg = share({name: torch.ones_like(p) for name, p in params.items()})  # g
         self.steps = torch.zeros(num_workers, dtype=torch.int64).share_memory_()  # T is their sum
         self.updates = torch.zeros(num_workers, dtype=torch.int64).share_memory_()
-        self.stop = torch.zeros(1, dtype=torch.bool).share_memory_()  # set by main
+        self.stop = torch.zeros(1, dtype=torch.bool).share_memory_()  # set by a signal
 
-    def rmsprop_update(self, grads: Tensor, lr: float, alpha: float, eps: float) -> None:
-        """Equations 8 and 9, RMSProp without centring: g ← αg + (1-α)Δθ², θ ← θ - ηΔθ/√(g+ε)."""
-        self.square_avg.mul_(alpha).addcmul_(grads, grads, value=1 - alpha)
-        self.params.addcmul_(grads, (self.square_avg + eps).rsqrt_(), value=-lr)
-
-    def save(self, run_dir: Path, args: Args) -> bool:
-        """A reader of checkpoint.pt finds the old file or the new one, never a part."""
-        part = run_dir / "checkpoint.part"
-        try:
-            torch.save({"script": SCRIPT.stem, "args": asdict(args), **vars(self)}, part)
-            os.replace(part, run_dir / "checkpoint.pt")
-            return True
-        except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
-            print(f"{SCRIPT.name}: can't write {part} (disk full?): {error}", file=sys.stderr)
-            return False
+    def rmsprop_update(self, grads: Sequence[Tensor], lr: float, alpha: float, eps: float) -> None:
+        """Equations 8 and 9, RMSProp without centring: g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε)."""
+        params, square_avg = self.params.values(), self.square_avg.values()
+        for param, g, grad in zip(params, square_avg, grads, strict=True):
+            g.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
+            param.addcmul_(grad, (g + eps).rsqrt_(), value=-lr)
 
 
-def n_step_returns(rewards: list[float], bootstrap: float, gamma: float) -> Tensor:
-    """R ← r_i + γR, backwards from R = bootstrap; (t,)."""
-    returns = [bootstrap]
+def share(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.share_memory_() for name, tensor in tensors.items()}
+
+
+# Algorithm
+
+
+def n_step_returns(rewards: list[float], bootstrap: float, gamma: float) -> list[float]:
+    """R_i = r_i + γ R_{i+1} for each step of a segment, backwards from its last state's value."""
+    returns = []
+    R = bootstrap
     for reward in reversed(rewards):
-        returns.insert(0, reward + gamma * returns[0])
-    return torch.tensor(returns[:-1])
+        R = reward + gamma * R
+        returns.append(R)
+    return returns[::-1]
 
 
-def worker(rank: int, args: Args, seeds: list[int], shared: Shared, players: tuple, pipes: tuple) -> None:
-    """Plays a segment whenever the learner asks for one. The process after the last worker is the learner."""
-    for set_seed in (torch.manual_seed, np.random.seed, random.seed):
-        set_seed(seeds[rank % args.num_workers])
-    env, pipe = make_env(args.env_id), pipes[rank]
-    if rank == args.num_workers:
-        return learner(args, env, shared, players, pipe)
-    model = Network(env, shared.params)  # θ itself, which stays as it is until all have played
-    obs, _ = env.reset(seed=seeds[rank])
-    _ = [player.close() for player in players]  # so that they break once the learner and main are gone
+def actor_critic_loss(
+    logits: Tensor,
+    values: Tensor,
+    actions: Tensor,
+    returns: Tensor,
+    ent_coef: float,
+    vf_coef: float,
+) -> tuple[Tensor, dict[str, float]]:
+    """Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²], and its terms.
+
+    logits: (t, num_actions); values, actions and returns: (t,). The policy's gradient does not flow
+    into the advantages R - V.
+    """
+    logprobs = logits.log_softmax(1)  # (t, num_actions)
+    chosen = logprobs.gather(1, actions[:, None]).squeeze(1)  # log π(a_i|s_i), (t,)
+    advantages = returns - values  # (t,)
+
+    policy_loss = -(chosen * advantages.detach()).sum()
+    value_loss = 0.5 * advantages.square().sum()
+    entropy = -(logprobs.exp() * logprobs).sum()
+    loss = policy_loss - ent_coef * entropy + vf_coef * value_loss
+
+    t = len(actions)
+    stats = {
+        "losses/policy_loss": policy_loss.item() / t,
+        "losses/value_loss": value_loss.item() / t,
+        "losses/entropy": entropy.item() / t,
+    }
+    return loss, stats
+
+
+def clip_grads(grads: Sequence[Tensor], max_norm: float) -> tuple[Sequence[Tensor], float]:
+    """Scales gradients down to a global norm of at most max_norm; returns them and the norm before.
+
+    Raises FloatingPointError if the norm is not finite, before θ is touched.
+    """
+    norm = nn.utils.get_total_norm(grads).item()
+    if not math.isfinite(norm):
+        message = f"the gradient's norm is {norm}: look for NaN in rewards and observations"
+        raise FloatingPointError(message)
+    if norm > max_norm:
+        grads = [grad * (max_norm / norm) for grad in grads]
+    return grads, norm
+
+
+class Buffers:
+    """What the coordinator and the processes exchange, in shared memory: a row per environment."""
+
+    SIT_OUT, RESET = -1, -2  # instead of an action
+
+    def __init__(self, env: gym.Env, num_workers: int):
+        space = env.observation_space
+        obs = np.zeros((num_workers, *(space.shape or ())), space.dtype)
+        self.obs = torch.from_numpy(obs).share_memory_()
+        self.actions = torch.zeros(num_workers, dtype=torch.int64).share_memory_()
+        self.rewards = torch.zeros(num_workers, dtype=torch.float64).share_memory_()
+        self.terminal = torch.zeros(num_workers, dtype=torch.bool).share_memory_()
+        self.over = torch.zeros(num_workers, dtype=torch.bool).share_memory_()  # needs a reset
+
+
+def worker(
+    index: int, args: Args, seeds: list[int], buffers: Buffers, pipes: list[Connection]
+) -> None:
+    """Steps a share of the environments whenever the coordinator asks; answers with episodes."""
+    prepare_worker(seeds[index])
+    pipe = pipes[index]
+    obs, actions, rewards = buffers.obs.numpy(), buffers.actions.numpy(), buffers.rewards.numpy()
+    terminal, over = buffers.terminal.numpy(), buffers.over.numpy()
+    envs = {rank: make_env(args.env_id) for rank in range(index, args.num_workers, len(pipes))}
+    for rank, env in envs.items():
+        obs[rank], _ = env.reset(seed=seeds[rank])
+    pipe.send([])
 
     while pipe.recv():
-        # Act: up to t_max steps with π(a|s; θ), or until the episode ends
-        segment, actions, rewards, terminal, truncated = [np.array(obs)], [], [], False, False
-        while len(actions) < args.num_steps and not (terminal or truncated):
-            actions.append(model.act(obs))
-            obs, reward, terminated, truncated, info = env.step(actions[-1])
-            terminal = terminated or info.get("life_lost", False)
-            segment.append(np.array(obs))  # a copy: an environment may reuse its own
-            rewards.append(float(reward))
-        pipe.send((np.stack(segment[:-1]), segment[-1], actions, rewards, bool(terminal), info.get("episode")))
-        obs = env.reset()[0] if terminated or truncated else obs
-    env.close()
+        episodes = []
+        for rank, env in envs.items():
+            if actions[rank] == Buffers.SIT_OUT:
+                continue
+            if actions[rank] == Buffers.RESET:
+                obs[rank], _ = env.reset()
+                over[rank] = False
+                continue
+            obs[rank], rewards[rank], terminated, truncated, info = env.step(actions[rank])
+            terminal[rank] = terminated or info.get("life_lost", False)
+            over[rank] = terminated or truncated
+            if over[rank]:
+                episodes.append(info["episode"])
+        pipe.send(episodes)
 
 
-def learner(args: Args, env: gym.Env, shared: Shared, players: tuple, pipe) -> None:
-    """Learns from the segments of all workers (Algorithm S3). It sends main (T, {tag: value}) to log."""
-    torch.set_default_device(args.device)
-    model = Network(env)  # a copy of θ is model.params, Δθ is model.grads
+class WorkerLost(Exception):
+    """A process that steps environments has ended, or hangs."""
+
+
+class Environments:
+    """All environments, as the coordinator sees them."""
+
+    def __init__(
+        self,
+        workers: mp.ProcessContext,
+        pipes: list[Connection],
+        buffers: Buffers,
+        stop: Tensor,
+    ):
+        self.workers, self.pipes, self.buffers, self.stop = workers, pipes, buffers, stop
+        self.obs = buffers.obs
+        self.rewards = buffers.rewards.numpy()
+        self.terminal, self.over = buffers.terminal.numpy(), buffers.over.numpy()
+
+    def step(self, actions: dict[int, int]) -> list[dict[str, Any]]:
+        """Makes each rank's action, or resets it; returns the episodes that ended."""
+        self.buffers.actions.fill_(Buffers.SIT_OUT)
+        for rank, action in actions.items():
+            self.buffers.actions[rank] = action
+        for pipe in self.pipes:
+            with contextlib.suppress(BrokenPipeError):  # receive() tells what happened
+                pipe.send(True)
+        return self.receive()
+
+    def receive(self) -> list[dict[str, Any]]:
+        """Waits for the answers of all processes."""
+        episodes = []
+        waiting = {*self.pipes}
+        patience = 10  # seconds that an environment has for its step once the run is to stop
+        while waiting:
+            ready = wait([*waiting, *self.workers.sentinels], timeout=1)
+            if self.stop and not ready:
+                patience -= 1
+            for pipe in [pipe for pipe in ready if pipe in waiting]:
+                try:
+                    episodes += pipe.recv()
+                    waiting.remove(pipe)
+                except (EOFError, ConnectionResetError):
+                    raise WorkerLost from None
+            if patience == 0 or any(
+                process.exitcode is not None for process in self.workers.processes
+            ):
+                raise WorkerLost
+        return episodes
+
+    def why_lost(self) -> str:
+        """The traceback of the lost process, or its signal."""
+        try:
+            self.workers.join(timeout=5)
+        except Exception as error:
+            return str(error)
+        return "an environment has ended its worker"
+
+
+def coordinator(
+    args: Args,
+    shared: Shared,
+    network: nn.Module,
+    envs: Environments,
+    seed: int,
+    log: "RunLog",
+    run_dir: Path,
+) -> None:
+    """Acts in all environments and learns from all segments at once, until T_max or a signal."""
+    random.seed(seed)
+    ranks = range(args.num_workers)
+    update_log = WorkerLog(lambda message: log.add(*message))
+    last_save = time.monotonic()
+    envs.receive()
 
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
-        # Act: all workers do, with θ, and are waited for
-        for player in players:
-            player.send(True)
-        segments, lasts, actions, rewards, terminal, episodes = zip(*[player.recv() for player in players], strict=True)
+        # Snapshot: the network on --device ← θ
+        network.load_state_dict(shared.params)
 
-        # Learn: Δθ from one pass over the segments, and over the states to bootstrap from; B = t + num_workers
-        model.params.copy_(shared.params)
-        obs, t = torch.as_tensor(np.concatenate([*segments, lasts])), sum(map(len, actions))  # (B, …)
-        logits, values = model(obs)  # (B, num_actions), (B,)
-        bootstrap = (values[t:] * ~torch.tensor(terminal)).tolist()  # V(s_t; θ), or 0 if terminal; (num_workers,)
-        returns = torch.cat([n_step_returns(r, b, args.gamma) for r, b in zip(rewards, bootstrap, strict=True)])  # (t,)
-        logprobs, chosen = logits[:t].log_softmax(1), torch.cat([torch.tensor(a) for a in actions])[:, None]
-        advantages = returns - values[:t]  # (t,)
-        policy_loss = -(logprobs.gather(1, chosen)[:, 0] * advantages.detach()).sum()
-        value_loss = 0.5 * advantages.square().sum()
-        entropy = -(logprobs.exp() * logprobs).sum()
-        model.grads.zero_()
-        (policy_loss - args.ent_coef * entropy + args.vf_coef * value_loss).backward()
-        grad_norm = model.grads.dot(model.grads).sqrt().item()
-        assert grad_norm < np.inf, f"the gradient's norm is {grad_norm}: look for NaN in rewards and observations"
-        if grad_norm > args.max_grad_norm:
-            model.grads.mul_(args.max_grad_norm / grad_norm)
+        # Act: one batch for all, up to t_max steps of each, or until its episode ends
+        observations, actions, rewards = ([[] for _ in ranks] for _ in range(3))
+        episodes = []
+        acting = [*ranks]
+        while acting:
+            obs = envs.obs[acting]  # (B, ...), a copy
+            chosen = act(network, obs.to(args.device))
+            episodes += envs.step(dict(zip(acting, chosen, strict=True)))
+            for rank, state, action in zip(acting, obs, chosen, strict=True):
+                observations[rank].append(state)
+                actions[rank].append(action)
+                rewards[rank].append(float(envs.rewards[rank]))
+            acting = [
+                rank
+                for rank in acting
+                if len(actions[rank]) < args.num_steps
+                and not (envs.terminal[rank] or envs.over[rank])
+            ]
+
+        # Learn: Δθ from one pass over all segments, and the states to bootstrap from
+        states = torch.stack([*itertools.chain(*observations), *envs.obs])  # (t + num_workers, ...)
+        chosen = torch.tensor([*itertools.chain(*actions)], device=args.device)  # (t,)
+        t = len(chosen)
+        logits, values = network(
+            states.to(args.device)
+        )  # (t + num_workers, num_actions), (t + ...,)
+        bootstraps = values[t:].tolist()
+        returns = []
+        for rank in ranks:
+            bootstrap = 0.0 if envs.terminal[rank] else bootstraps[rank]
+            returns += n_step_returns(rewards[rank], bootstrap, args.gamma)
+        returns = torch.tensor(returns, device=args.device)  # (t,)
+        loss, stats = actor_critic_loss(
+            logits[:t], values[:t], chosen, returns, args.ent_coef, args.vf_coef
+        )
+        grads = torch.autograd.grad(loss, list(network.parameters()))
+        grads, grad_norm = clip_grads(grads, args.max_grad_norm)
 
         # Update: θ and g
-        lr = args.learning_rate * (1 - step / args.total_timesteps)
-        shared.rmsprop_update(model.grads.cpu(), lr, args.rms_alpha, args.rms_eps)
+        learning_rate = args.learning_rate * (1 - step / args.total_timesteps)
+        cpu_grads = [grad.cpu() for grad in grads]
+        shared.rmsprop_update(cpu_grads, learning_rate, args.rms_alpha, args.rms_eps)
         shared.updates[0] += 1
-        shared.steps += torch.tensor([len(a) for a in actions], device="cpu")
-        if int(shared.updates[0]) % 100 == 0:
-            stats = {"losses/policy_loss": policy_loss.item() / t, "losses/value_loss": value_loss.item() / t}
-            stats |= {"losses/entropy": entropy.item() / t, "losses/grad_norm": grad_norm, "charts/learning_rate": lr}
-            pipe.send((step + t, stats))
-        for episode in filter(None, episodes):
-            pipe.send((step + t, {"charts/episodic_return": episode["r"], "charts/episodic_length": episode["l"]}))
-    for player in players:
-        player.send(False)
+        shared.steps += torch.tensor([len(segment) for segment in actions])
+
+        # Log
+        stats |= {"losses/grad_norm": grad_norm, "charts/learning_rate": learning_rate}
+        update_log.update(step + t, stats, values[:t], returns)
+        for episode in episodes:
+            update_log.episode(step + t, episode)
+        log.progress(step + t)
+        if time.monotonic() > last_save + args.checkpoint_interval:
+            save_checkpoint(shared, args, run_dir)
+            last_save = time.monotonic()
+
+        # Reset the environments whose episode has ended
+        if envs.over.any():
+            envs.step({rank: Buffers.RESET for rank in ranks if envs.over[rank]})
 
 
-def bad_input(message: str):
-    print(f"{SCRIPT.name}: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+# Running it
 
 
-def check(args: Args) -> Network:
-    """Makes the initial network, or ends the program if the arguments can't work."""
-    for name, value in asdict(args).items():
-        low = {"seed": 0, "rms_eps": 1e-12}.get(name, int(isinstance(getattr(Args, name), int)))
-        high = {"seed": 2**32 - 1, "gamma": 1, "rms_alpha": 1}.get(name, np.inf)
-        if not isinstance(value, bool | str) and not low <= value <= high:
-            bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
-    torch.manual_seed(args.seed)
-    random.seed(args.seed)
-    if args.device not in (["cpu", "cuda"] if args.evaluate or torch.cuda.device_count() else ["cpu"]):
-        bad_input(f"--device must be cpu, or cuda where PyTorch finds a GPU, not {args.device}")
+def prepare_worker(seed: int) -> None:
+    """Seeds a worker, and leaves it to main to stop it."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # sent when main dies
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+class WorkerLog:
+    """Sends (T, {tag: value}) to main: the means of every 100 updates, and every episode."""
+
+    def __init__(self, send: Callable[[Any], None]):
+        self.send = send
+        self.stats, self.values, self.returns = [], [], []
+
+    def update(self, step: int, stats: dict[str, float], values: Tensor, returns: Tensor) -> None:
+        self.stats.append(stats)
+        self.values.append(values.detach())
+        self.returns.append(returns)
+        if len(self.stats) < 100:
+            return
+
+        means = {tag: float(np.mean([stats[tag] for stats in self.stats])) for tag in stats}
+        returns = torch.cat(self.returns)
+        errors = returns - torch.cat(self.values)
+        if returns.var() > 0:
+            means["losses/explained_variance"] = 1 - float(errors.var() / returns.var())
+        self.send((step, means))
+        self.stats, self.values, self.returns = [], [], []
+
+    def episode(self, step: int, episode: dict[str, Any]) -> None:
+        stats = {"charts/episodic_return": episode["r"], "charts/episodic_length": episode["l"]}
+        self.send((step, stats))
+
+
+class RunLog:
+    """TensorBoard's log of a run, and its progress: a bar on a terminal, else lines."""
+
+    def __init__(self, run_dir: Path, args: Args, start: int):
+        self.writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
+        table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
+        self.writer.add_text("arguments", f"|flag|value|\n|-|-|\n{table}", start)
+        self.terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=args.total_timesteps,
+            initial=start,
+            unit=" steps",
+            smoothing=0.05,
+            file=sys.stderr if self.terminal else open(os.devnull, "w"),
+        )
+        self.returns: deque[float] = deque(maxlen=100)
+        self.last_report = time.monotonic()
+
+    def add(self, step: int, stats: dict[str, float]) -> None:
+        if "charts/episodic_return" in stats:
+            self.returns.append(stats["charts/episodic_return"])
+        for tag, value in stats.items():
+            with contextlib.suppress(OSError):  # a full disk: the run goes on without its log
+                self.writer.add_scalar(tag, value, step)
+
+    def progress(self, step: int, last: bool = False) -> None:
+        """Moves the bar to the step; every 10 seconds, and at the last call, reports the speed."""
+        if self.returns:
+            self.bar.set_postfix_str(f"return {np.mean(self.returns):.1f}", refresh=False)
+        self.bar.update(min(step, self.bar.total) - self.bar.n)
+        if not last and time.monotonic() < self.last_report + 10:
+            return
+
+        self.last_report = time.monotonic()
+        self.add(step, {"charts/SPS": self.bar.format_dict["rate"] or 0.0})
+        if not self.terminal:
+            with contextlib.suppress(OSError):  # nobody reads the output any more
+                print(self.bar, flush=True)
+
+    def close(self, step: int) -> None:
+        self.progress(step, last=True)
+        self.bar.close()
+        with contextlib.suppress(OSError):
+            self.writer.close()
+
+
+class StopSignals:
+    """While entered, Ctrl-C, SIGTERM and SIGHUP ask the workers to stop; a second Ctrl-C exits.
+
+    `signum` is the signal that came first, or 0; `time` is when it came.
+    """
+
+    def __init__(self, stop: Tensor):
+        self.stop, self.signum, self.time = stop, 0, math.inf
+
+    def __enter__(self):
+        signums = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP"):
+            signums.append(signal.SIGHUP)
+        self.handlers = {signum: signal.signal(signum, self.handle) for signum in signums}
+        return self
+
+    def handle(self, signum: int, frame: object) -> None:
+        if self.signum and signum == signal.SIGINT:
+            sys.exit(128 + signum)
+        if not self.signum:
+            self.signum, self.time = signum, time.monotonic()
+            self.stop.fill_(True)
+
+    def __exit__(self, *exception: object) -> None:
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
+
+
+def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
+    """Replaces checkpoint.pt atomically, and keeps the one before it as checkpoint.prev.pt.
+
+    Returns False if it cannot be written. The copy of θ, g and the counters takes milliseconds, in
+    which workers may go on with their updates.
+    """
+    file, part = run_dir / "checkpoint.pt", run_dir / "checkpoint.part"
+    state = copy.deepcopy(vars(shared))
     try:
-        with make_env(args.env_id, bool(args.evaluate and args.capture_video)) as env:
-            return Network(env)
-    except Exception as error:
-        bad_input(f"--env-id {args.env_id}: {error}")
+        with part.open("wb") as stream:
+            torch.save({"script": SCRIPT.stem, "args": asdict(args), **state}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if file.exists():
+            shutil.copyfile(file, run_dir / "checkpoint.prev.pt")
+        os.replace(part, file)
+    except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
+        print(f"{SCRIPT.name}: cannot write {part} (disk full?): {error}", file=sys.stderr)
+        return False
+    return True
 
 
-def load_checkpoint(path: str) -> tuple[dict, Path]:
+def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
     """A checkpoint and the folder of its run, given the path of either."""
     file = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
     try:
         checkpoint = torch.load(file, weights_only=True)
         if checkpoint["script"] != SCRIPT.stem:
-            raise ValueError(f"it is of {checkpoint['script']}.py: use that script")
+            raise ValueError(f"it was written by {checkpoint['script']}.py: use that script")
         checkpoint["args"] = Args(**checkpoint["args"])
     except Exception as error:
-        bad_input(f"{file} can't be used as a checkpoint: {error}")
+        bad_input(f"{file} cannot be used as a checkpoint: {error}")
     return checkpoint, file.parent
 
 
-def evaluate(args: Args, model: Network, run_dir: Path) -> list[float]:
-    """Plays whole episodes by the policy; prints and returns their returns, rewards unclipped."""
+def restore(shared: Shared, checkpoint: dict[str, Any]) -> None:
+    """Puts a checkpoint back. The number of workers may differ: worker 0 takes over the counts."""
+    for name, tensors in vars(shared).items():
+        if isinstance(tensors, dict):
+            for key, tensor in tensors.items():
+                tensor.copy_(checkpoint[name][key])
+    shared.steps[0] = checkpoint["steps"].sum()
+    shared.updates[0] = checkpoint["updates"].sum()
+
+
+def evaluate(args: Args, network: nn.Module, run_dir: Path) -> list[float]:
+    """Plays full episodes; prints and returns their returns, with unclipped rewards."""
     env = make_env(args.env_id, args.capture_video)
     if args.capture_video:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
+
     returns = []
     for episode in range(args.eval_episodes):
         obs, info = env.reset(seed=args.seed + episode)
-        while "episode" not in info:  # which RecordEpisodeStatistics adds at its end
-            obs, _, _, _, info = env.step(model.act(obs))
-        returns.append(info["episode"]["r"])
+        steps = 0
+        while "episode" not in info:  # RecordEpisodeStatistics adds it at the end
+            obs, _, _, _, info = env.step(act(network, torch.as_tensor(obs)[None])[0])
+            steps += 1
+            if steps == 100_000:
+                bad_input(f"{args.env_id}: an episode has not ended within {steps} steps")
+        returns.append(float(info["episode"]["r"]))
         print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
     env.close()
-    print(f"{args.env_id}, {len(returns)} episodes: return {np.mean(returns):.2f} ± {np.std(returns):.2f}")
+    mean, std = np.mean(returns), np.std(returns)
+    print(f"{args.env_id}, {len(returns)} episodes: return {mean:.2f} ± {std:.2f}")
     return returns
 
 
-def main(args: Args) -> list[float] | None:
-    """Trains, or evaluates and returns the episodes' returns. Only the command line takes flags from a checkpoint."""
-    model = check(args)
-    if path := args.evaluate or args.resume:
-        checkpoint, run_dir = load_checkpoint(path)
-        if len(model.params) != len(checkpoint["params"]):
-            bad_input(f"the network in {path} does not fit {args.env_id}")
-        model.params.copy_(checkpoint["params"])
-    if args.evaluate:
-        return evaluate(args, model, run_dir)
-    name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "-")
-    run_dir = run_dir if args.resume else Path(args.log_dir) / name.replace(":", "-")
+def bad_input(message: str) -> NoReturn:
+    print(f"{SCRIPT.name}: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+BOUNDS = {  # the smallest and the largest value of each number among the arguments
+    "num_workers": (1, 60 if sys.platform == "win32" else 10_000),  # Windows waits for 63 handles
+    "total_timesteps": (0, 10**15),
+    "seed": (0, 2**32 - 1),
+    "num_steps": (1, 10**6),
+    "gamma": (0, 1),
+    "ent_coef": (0, 1e6),
+    "vf_coef": (0, 1e6),
+    "learning_rate": (0, 1e6),
+    "rms_alpha": (0, 1),
+    "rms_eps": (0, 1e6),
+    "max_grad_norm": (0, math.inf),
+    "checkpoint_interval": (0, math.inf),
+    "eval_episodes": (1, 10**6),
+}
+
+
+def validate_args(args: Args) -> tuple[Args, nn.Module]:
+    """The arguments with what 0 stands for, and the initial network; ends the program if bad."""
+    for name, (low, high) in BOUNDS.items():
+        value = asdict(args)[name]
+        if not low <= value <= high:
+            bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
+    if args.resume and args.evaluate:
+        bad_input("--resume and --evaluate exclude each other: leave one out")
+
+    if args.device not in ("cpu", "cuda"):
+        bad_input(f"--device must be cpu or cuda, not {args.device}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        bad_input("--device cuda: PyTorch finds no GPU; use cpu")
+
+    torch.manual_seed(args.seed)
+    random.seed(args.seed)
     try:
-        shared = Shared(model.params, args.num_workers)
+        with make_env(args.env_id, bool(args.evaluate and args.capture_video)) as env:
+            network = make_network(env, args.init)
+    except (gym.error.Error, ImportError, UnsupportedEnvironment) as error:
+        bad_input(f"--env-id {args.env_id}: {error}")
+    return choose_defaults(args, isinstance(network, ImageNetwork)), network
+
+
+def choose_defaults(args: Args, images: bool) -> Args:
+    """Replaces arguments of 0 by their values for images, or for other observations."""
+    return replace(
+        args,
+        total_timesteps=args.total_timesteps or (10_000_000 if images else 300_000),
+        learning_rate=args.learning_rate or (7e-4 if images else 2e-3),
+        rms_eps=args.rms_eps or (1e-5 if images else 0.01),
+    )
+
+
+# Main
+
+
+def start_run(args: Args, network: nn.Module) -> tuple[Shared, Path]:
+    """The shared state of a run and its folder: a new one, or those of the run to resume."""
+    name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(args.log_dir) / name.replace("/", "-").replace(":", "-")
+    checkpoint = None
+    if args.resume:
+        checkpoint, run_dir = load_checkpoint(args.resume)
+        load_params(network, checkpoint, args.resume)
+    try:
+        shared = Shared(network, args.num_workers)
         run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
         (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
     except (OSError, RuntimeError) as error:
-        bad_input(f"can't start a run in {run_dir}: {error}")
-    if args.resume:
-        for name in vars(shared).keys() - {"steps", "updates", "stop"}:
-            getattr(shared, name).copy_(checkpoint[name])
-        shared.steps[0], shared.updates[0] = checkpoint["steps"].sum(), checkpoint["updates"].sum()
+        bad_input(f"cannot start a run in {run_dir}: {error}")
+    if checkpoint:
+        restore(shared, checkpoint)
     print(f"{SCRIPT.name}: run folder {run_dir}", flush=True)
-    start, signals = int(shared.steps.sum()), []
-    method = mp.get_start_method(True) or ("fork" if sys.platform == "linux" and args.device == "cpu" else "spawn")
-    ours, theirs = zip(*[mp.get_context(method).Pipe() for _ in range(args.num_workers + 1)], strict=True)
-    seeds = np.random.SeedSequence([args.seed, start]).generate_state(args.num_workers).tolist()
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells every worker it stops
-    handlers = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}  # a shell's & has it ignored
-    workers = mp.start_processes(worker, (args, seeds, shared, ours[:-1], theirs), len(ours), False, True, method)
-    stop = lambda signum, _: (signals.append((signum, time.monotonic())), shared.stop.fill_(True))  # noqa: E731
-    handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)} | handlers
-    writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
-    out = sys.stderr if sys.stderr.isatty() else open(os.devnull, "w")
-    bar = tqdm(None, None, args.total_timesteps, initial=start, file=out, unit=" steps", smoothing=0.05)
-    returns, ended, lost, last_save, last_report = [], False, False, time.monotonic(), time.monotonic()
-    while not ended:
+    return shared, run_dir
+
+
+def load_params(network: nn.Module, checkpoint: dict[str, Any], path: str) -> None:
+    try:
+        network.load_state_dict(checkpoint["params"])
+    except RuntimeError:
+        bad_input(f"the network in {path} does not fit the environment: check --env-id")
+
+
+def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
+    """Starts the processes that step the environments, one per core."""
+    method = mp.get_start_method(allow_none=True)
+    if method is None:
+        method = "fork" if sys.platform == "linux" and args.device == "cpu" else "spawn"
+    num_processes = min(args.num_workers, num_cores())
+    pipes = [mp.get_context(method).Pipe() for _ in range(num_processes)]
+    ours, theirs = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
+    with make_env(args.env_id) as env:
+        buffers = Buffers(env, args.num_workers)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it reports stops
+    workers = mp.start_processes(
+        worker,
+        (args, seeds, buffers, theirs),
+        nprocs=num_processes,
+        join=False,
+        start_method=method,
+    )
+    return Environments(workers, ours, buffers, stop)
+
+
+def num_cores() -> int:
+    """The number of cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def main(args: Args) -> list[float] | None:
+    """Trains, or evaluates and returns the episodes' returns.
+
+    Only the command line takes a run's flags from its checkpoint.
+    """
+    args, network = validate_args(args)
+    if args.evaluate:
+        checkpoint, run_dir = load_checkpoint(args.evaluate)
+        load_params(network, checkpoint, args.evaluate)
+        return evaluate(args, network, run_dir)
+
+    shared, run_dir = start_run(args, network)
+    start = int(shared.steps.sum())
+    sequence = np.random.SeedSequence([args.seed, start])  # new ones on a resume
+    seeds = sequence.generate_state(args.num_workers).tolist()
+    lost = True
+    with StopSignals(shared.stop) as signals:
+        envs = start_workers(args, seeds, shared.stop)
         try:
-            ended = workers.join(timeout=0.2)
-        except Exception as error:
-            print(f"{SCRIPT.name}: a worker {'stopped' if signals else 'was lost'}: {error}", file=sys.stderr)
-            ended = lost = True
-        while ours[-1].poll():
-            at, stats = ours[-1].recv()
-            returns += [value for tag, value in stats.items() if tag == "charts/episodic_return"]
-            for tag, value in stats.items():
-                with contextlib.suppress(OSError):  # a full disk: the run goes on, without its log
-                    writer.add_scalar(tag, value, at)
-        left = any(process.exitcode == 0 for process in workers.processes)  # read before T: at T_max they may leave
-        now, step = time.monotonic(), int(shared.steps.sum())
-        bar.set_postfix_str(f"return {np.mean(returns[-100:]):.1f}" if returns else "", refresh=False)
-        bar.update(step - bar.n)
-        if now - last_report >= 10:
-            last_report = now
-            with contextlib.suppress(OSError):  # as above, or nobody reads the output any more
-                writer.add_scalar("charts/SPS", bar.format_dict["rate"] or 0.0, step)
-                if out is not sys.stderr:
-                    print(bar, flush=True)
-        if (now > signals[0][1] + 10) if signals else (left and step < args.total_timesteps):
-            print(f"{SCRIPT.name}: an environment hangs, or has ended its worker", file=sys.stderr)
-            for process in workers.processes:
+            torch.set_num_threads(min(args.num_workers, num_cores()))
+            log = RunLog(run_dir, args, start)
+            network.to(args.device)
+            coordinator(args, shared, network, envs, seeds[0], log, run_dir)
+            lost = False
+        except WorkerLost:
+            if not signals.signum:
+                print(f"{SCRIPT.name}: a worker was lost: {envs.why_lost()}", file=sys.stderr)
+        finally:
+            torch.set_num_threads(1)
+            for process in envs.workers.processes:
                 process.kill()
-        if ended or now - last_save >= args.checkpoint_interval:
-            saved, last_save = shared.save(run_dir, args), now
-    bar.close()
-    with contextlib.suppress(OSError):
-        writer.close()
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
-    if signals or lost or not saved or step < args.total_timesteps:
-        print(f"to go on: python {SCRIPT.name} --resume {run_dir}", file=sys.stderr)
-        sys.exit(128 + signals[0][0] if signals else 1)
+            saved = save_checkpoint(shared, args, run_dir)
+        log.close(int(shared.steps.sum()))
+
+    if signals.signum or lost or not saved or shared.steps.sum() < args.total_timesteps:
+        print(f"to continue: python {SCRIPT.name} --resume {run_dir}", file=sys.stderr)
+        sys.exit(128 + signals.signum if signals.signum else 1)
+    return None
 
 
 if __name__ == "__main__":
     args = tyro.cli(Args, description=__doc__)
-    if path := args.evaluate or args.resume:
-        args = tyro.cli(Args, default=load_checkpoint(path)[0]["args"])
+    if path := args.resume or args.evaluate:
+        args = tyro.cli(Args, description=__doc__, default=load_checkpoint(path)[0]["args"])
     main(args)

@@ -41,7 +41,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -84,10 +84,10 @@ class Args:
 
     # Optimizer
     learning_rate: float = (
-        0.0  # at the start (η), then linearly to 0; 0: 1.75e-4 for images, else 7e-4
+        0.0  # at the start (η), then linearly to 0; 0: 1.75e-4 for images, else 2e-3
     )
     rms_alpha: float = 0.99  # decay of RMSProp's mean square, per update (α)
-    rms_eps: float = 6e-7  # added to the mean square under RMSProp's root (ε); the authors use 0.1
+    rms_eps: float = 0.0  # added under RMSProp's root (ε); 0: 6e-7 for images, else 0.01
     max_grad_norm: float = 40.0  # gradients are scaled down to this global norm (from the authors)
 
     # Checkpoints and evaluation
@@ -362,7 +362,7 @@ def worker(
     prepare_worker(seeds[rank])
     env = make_env(args.env_id)
     network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
-    log = WorkerLog(pipes[rank])
+    log = WorkerLog(pipes[rank].send)
     obs, _ = env.reset(seed=seeds[rank])
 
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
@@ -427,8 +427,8 @@ def prepare_worker(seed: int) -> None:
 class WorkerLog:
     """Sends (T, {tag: value}) to main: the means of every 100 updates, and every episode."""
 
-    def __init__(self, pipe: Connection):
-        self.pipe = pipe
+    def __init__(self, send: Callable[[Any], None]):
+        self.send = send
         self.stats, self.values, self.returns = [], [], []
 
     def update(self, step: int, stats: dict[str, float], values: Tensor, returns: Tensor) -> None:
@@ -443,12 +443,12 @@ class WorkerLog:
         errors = returns - torch.cat(self.values)
         if returns.var() > 0:
             means["losses/explained_variance"] = 1 - float(errors.var() / returns.var())
-        self.pipe.send((step, means))
+        self.send((step, means))
         self.stats, self.values, self.returns = [], [], []
 
     def episode(self, step: int, episode: dict[str, Any]) -> None:
         stats = {"charts/episodic_return": episode["r"], "charts/episodic_length": episode["l"]}
-        self.pipe.send((step, stats))
+        self.send((step, stats))
 
 
 class RunLog:
@@ -608,7 +608,7 @@ BOUNDS = {  # the smallest and the largest value of each number among the argume
     "vf_coef": (0, 1e6),
     "learning_rate": (0, 1e6),
     "rms_alpha": (0, 1),
-    "rms_eps": (1e-12, 1e6),
+    "rms_eps": (0, 1e6),
     "max_grad_norm": (0, math.inf),
     "checkpoint_interval": (0, math.inf),
     "eval_episodes": (1, 10**6),
@@ -639,7 +639,8 @@ def choose_defaults(args: Args, images: bool) -> Args:
     return replace(
         args,
         total_timesteps=args.total_timesteps or (10_000_000 if images else 300_000),
-        learning_rate=args.learning_rate or (1.75e-4 if images else 7e-4),
+        learning_rate=args.learning_rate or (1.75e-4 if images else 2e-3),
+        rms_eps=args.rms_eps or (6e-7 if images else 0.01),
     )
 
 
