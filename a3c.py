@@ -83,9 +83,7 @@ class Args:
     init: Literal["orthogonal", "paper"] = "orthogonal"  # weights; paper: uniform ±1/√fan_in
 
     # Optimizer
-    learning_rate: float = (
-        0.0  # at the start (η), then linearly to 0; 0: 1.75e-4 for images, else 2e-3
-    )
+    learning_rate: float = 0.0  # initial (η), decays to 0; 0: 1.75e-4 for images, else 2e-3
     rms_alpha: float = 0.99  # decay of RMSProp's mean square, per update (α)
     rms_eps: float = 0.0  # added under RMSProp's root (ε); 0: 6e-7 for images, else 0.01
     max_grad_norm: float = 40.0  # gradients are scaled down to this global norm (from the authors)
@@ -239,7 +237,10 @@ class FlatNetwork(nn.Module):
         return logits, values
 
 
-def make_network(env: gym.Env, init: str) -> nn.Module:
+Network = ImageNetwork | FlatNetwork
+
+
+def make_network(env: gym.Env, init: str) -> Network:
     """A network for the environment's observations, with initial weights as --init says."""
     assert isinstance(env.observation_space, gym.spaces.Box)
     assert isinstance(env.action_space, gym.spaces.Discrete)
@@ -260,7 +261,7 @@ def make_network(env: gym.Env, init: str) -> nn.Module:
 
 
 @torch.inference_mode()
-def act(network: nn.Module, obs: np.ndarray) -> int:
+def act(network: Network, obs: np.ndarray) -> int:
     """Draws an action from π(·|s)."""
     logits, _ = network(torch.as_tensor(obs)[None])  # (1, num_actions)
     probs = logits[0].softmax(0).tolist()
@@ -277,7 +278,7 @@ class Shared:
     every counter has a single writer.
     """
 
-    def __init__(self, network: nn.Module, num_workers: int):
+    def __init__(self, network: Network, num_workers: int):
         params = {name: param.detach().clone() for name, param in network.named_parameters()}
         self.params = share(params)  # θ
         self.square_avg = share({name: torch.ones_like(p) for name, p in params.items()})  # g
@@ -291,6 +292,13 @@ class Shared:
         for param, g, grad in zip(params, square_avg, grads, strict=True):
             g.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
             param.addcmul_(grad, (g + eps).rsqrt_(), value=-lr)
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Puts back all but θ. Worker 0 takes over the counts: the number of workers may differ."""
+        for name, tensor in self.square_avg.items():
+            tensor.copy_(checkpoint["square_avg"][name])
+        self.steps[0] = checkpoint["steps"].sum()
+        self.updates[0] = checkpoint["updates"].sum()
 
 
 def share(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -560,17 +568,7 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
     return checkpoint, file.parent
 
 
-def restore(shared: Shared, checkpoint: dict[str, Any]) -> None:
-    """Puts a checkpoint back. The number of workers may differ: worker 0 takes over the counts."""
-    for name, tensors in vars(shared).items():
-        if isinstance(tensors, dict):
-            for key, tensor in tensors.items():
-                tensor.copy_(checkpoint[name][key])
-    shared.steps[0] = checkpoint["steps"].sum()
-    shared.updates[0] = checkpoint["updates"].sum()
-
-
-def evaluate(args: Args, network: nn.Module, run_dir: Path) -> list[float]:
+def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     """Plays full episodes; prints and returns their returns, with unclipped rewards."""
     env = make_env(args.env_id, args.capture_video)
     if args.capture_video:
@@ -615,7 +613,7 @@ BOUNDS = {  # the smallest and the largest value of each number among the argume
 }
 
 
-def validate_args(args: Args) -> tuple[Args, nn.Module]:
+def validate_args(args: Args) -> tuple[Args, Network]:
     """The arguments with what 0 stands for, and the initial network; ends the program if bad."""
     for name, (low, high) in BOUNDS.items():
         value = asdict(args)[name]
@@ -647,7 +645,7 @@ def choose_defaults(args: Args, images: bool) -> Args:
 # Main
 
 
-def start_run(args: Args, network: nn.Module) -> tuple[Shared, Path]:
+def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
     """The shared state of a run and its folder: a new one, or those of the run to resume."""
     name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = Path(args.log_dir) / name.replace("/", "-").replace(":", "-")
@@ -662,12 +660,12 @@ def start_run(args: Args, network: nn.Module) -> tuple[Shared, Path]:
     except (OSError, RuntimeError) as error:
         bad_input(f"cannot start a run in {run_dir}: {error}")
     if checkpoint:
-        restore(shared, checkpoint)
+        shared.restore(checkpoint)
     print(f"{SCRIPT.name}: run folder {run_dir}", flush=True)
     return shared, run_dir
 
 
-def load_params(network: nn.Module, checkpoint: dict[str, Any], path: str) -> None:
+def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None:
     try:
         network.load_state_dict(checkpoint["params"])
     except RuntimeError:

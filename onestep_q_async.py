@@ -1,41 +1,54 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "ale-py==0.12.1", "opencv-python-headless==5.0.0.93",
-#                 "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1", "moviepy==2.2.1", "pygame-ce==2.5.8"]
+# dependencies = [
+#   "torch>=2.6", "numpy>=1.26", "gymnasium>=1.1", "ale-py>=0.11", "opencv-python-headless>=4.10",
+#   "tyro>=0.9", "tensorboard>=2.18", "tqdm>=4.66", "moviepy>=2.1", "pygame-ce>=2.5",
+# ]
 # ///
-"""Asynchronous one-step Q-learning (Mnih et al. 2016, Algorithm 1).
+"""Asynchronous one-step Q-learning (Algorithm 1 of Mnih et al. 2016).
 
-Workers play a copy of the environment each, and train one shared network without a lock until T_max steps are made:
+Every worker is a process with its own environment. It repeats, without waiting for the others:
 
     Snapshot   θ' ← θ
-    Act        I_AsyncUpdate ε-greedy steps by Q(s, ·; θ'), or until the episode ends
-    Learn      y_i = r_i (terminal) or r_i + γ max_a' Q(s_{i+1}, a'; θ⁻) (else)
+    Act        up to I_AsyncUpdate ε-greedy steps by Q(s, ·; θ'), or until the episode ends
+    Learn      y_i = r_i (terminal) or r_i + γ max_a' Q(s_{i+1}, a'; θ⁻) (otherwise)
                Δθ = ∇_θ' Σ_i ½(y_i - Q(s_i, a_i; θ'))²
-    Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), η going linearly to 0
+    Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), with η decaying linearly to 0
     Refresh    θ⁻ ← θ whenever T passes a multiple of I_target
 
     python onestep_q_async.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
     python onestep_q_async.py --evaluate runs/NAME --capture-video
 
-Where this file departs from the paper, or decides what the paper leaves open:
-- Algorithm 1 uses the shared θ itself. A snapshot θ' keeps other workers from writing to it between the forward and the
-  backward pass of the batch that gives the gradient, which must see the same θ. With one worker it makes no difference.
-- The steps to an update are counted from the last one; Algorithm 1 counts them from the worker's start.
+Where this file departs from the paper:
+- Orthogonal initial weights, a small ε with a small η, and g starting at 1, as in a3c.py. The
+  paper's: --init paper --learning-rate 7e-4 --rms-eps 0.1.
+- Algorithm 1 reads the shared θ itself. The snapshot θ' keeps other workers from changing it
+  between the forward and the backward pass of a batch. With one worker there is no difference.
+- The steps to an update are counted from the last one; Algorithm 1 counts from the worker's start.
 - The squared error is halved, as in DQN, and so is its gradient.
-- A time limit bootstraps from the last observation. A lost life in Atari makes y = r, but the game goes on.
-- Each worker draws its last ε once: 0.1, 0.01 or 0.5, with probability 0.4, 0.3, 0.3. Worker 0 alone refreshes θ⁻.
+- A time limit bootstraps from the last observation. A lost life in Atari ends the segment with
+  y = r, but the game goes on.
+- Each worker draws its final ε once: 0.1, 0.01 or 0.5, with probability 0.4, 0.3 and 0.3. Worker 0
+  alone refreshes θ⁻.
 """
 
 import contextlib
+import copy
 import json
 import logging
+import math
 import os
 import random
+import shutil
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, Literal, NoReturn
 
 import ale_py
 import cv2
@@ -49,345 +62,702 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 SCRIPT = Path(__file__)
-torch.set_num_threads(1)  # one core to a process; more threads would not survive a fork
+torch.set_num_threads(1)  # one core per process; a thread pool would not survive a fork
 cv2.setNumThreads(0)
+
+
+# Arguments
 
 
 @dataclass
 class Args:
-    env_id: str = "BreakoutNoFrameskip-v4"  # any Gymnasium id; module:Name-v0 for one's own
+    # Run
+    env_id: str = "BreakoutNoFrameskip-v4"  # any Gymnasium id; module:Name-v0 for your own
     num_workers: int = 16  # number of actor-learner processes
-    total_timesteps: int = 10_000_000  # agent steps of all workers (T_max); 4 Atari frames each
-    seed: int = 1  # seed of everything; with --num-workers 1 a run repeats bit for bit
+    total_timesteps: int = 0  # agent steps of all workers (T_max); 0: 10M for images, else 100,000
+    seed: int = 1  # seeds everything; with one worker a run repeats bit for bit
+    log_dir: str = "runs"  # every run makes its own folder in here
+
+    # Algorithm
     num_steps: int = 5  # longest segment between two updates, in agent steps (I_AsyncUpdate)
     gamma: float = 0.99  # discount per agent step (γ)
-    learning_rate: float = 7e-4  # at the start; goes linearly to 0 at --total-timesteps (η)
-    rms_alpha: float = 0.99  # decay per update of RMSProp's mean square (α)
-    rms_eps: float = 0.1  # constant under RMSProp's root (the ε of g+ε; from the authors)
-    max_grad_norm: float = 40.0  # a longer gradient is scaled down to this norm (from the authors)
-    target_interval: int = 10_000  # agent steps of all workers from one refresh of θ⁻ to the next (I_target)
-    exploration_steps: int = 1_000_000  # agent steps of all workers in which ε goes from 1 to each worker's last ε
-    log_dir: str = "runs"  # folder in which every run makes a folder of its own
+    exploration_steps: int = 0  # steps until ε is final; 0: 1M for images, else 25,000
+    target_interval: int = 0  # steps between refreshes of θ⁻ (I_target); 0: 10,000 or 250
+    init: Literal["orthogonal", "paper"] = "orthogonal"  # weights; paper: uniform ±1/√fan_in
+
+    # Optimizer
+    learning_rate: float = 0.0  # initial (η), decays to 0; 0: 1.75e-4 for images, else 0.01
+    rms_alpha: float = 0.99  # decay of RMSProp's mean square, per update (α)
+    rms_eps: float = 0.0  # added under RMSProp's root (ε); 0: 6e-7 for images, else 0.1
+    max_grad_norm: float = 40.0  # gradients are scaled down to this global norm (from the authors)
+
+    # Checkpoints and evaluation
     checkpoint_interval: float = 60.0  # seconds between checkpoints; a run also ends with one
-    resume: str = ""  # run folder or checkpoint.pt to go on with; flags given override its own
-    evaluate: str = ""  # run folder or checkpoint.pt to play whole episodes with, without training
+    resume: str = ""  # run folder or checkpoint to continue; flags given override the run's own
+    evaluate: str = ""  # run folder or checkpoint to play full episodes with, without training
     eval_episodes: int = 10  # number of episodes to play with --evaluate
-    capture_video: bool = False  # with --evaluate, leave an .mp4 per episode in the run folder
+    capture_video: bool = False  # with --evaluate, record an .mp4 per episode into the run folder
+
+
+# Environment
+
+
+class UnsupportedEnvironment(Exception):
+    """An environment that this script cannot train on."""
 
 
 class Atari(gym.Wrapper):
-    """Up to 30 no-ops, action repeat 4, maximum of 2 screens, grey, 84×84, stack of 4; draws no screen in vain."""
+    """The paper's preprocessing: action repeat 4, maximum of two screens, 84×84, stack of 4.
+
+    It wraps a game that returns a grayscale screen for every frame. A reset plays 0 to 30 no-ops.
+    Observations are uint8 of shape (84, 84, 4), the newest last; info["life_lost"] is added.
+    """
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
-        self.ale, self.actions = env.unwrapped.ale, env.unwrapped.ale.getMinimalActionSet()
-        self.screens = np.zeros((2, *self.ale.getScreenDims()), np.uint8)
+        self.ale = env.get_wrapper_attr("ale")
         self.observation_space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
         self.metadata = {**env.metadata, "render_fps": 15}
 
-    def reset(self, **kwargs):
-        _, info = self.env.reset(**kwargs)
+    def reset(self, *, seed=None, options=None):
+        screen, info = self.env.reset(seed=seed, options=options)
         for _ in range(self.unwrapped.np_random.integers(31)):
-            self.ale.act(0)
-        self.screens[:] = self.ale.getScreenGrayscale()
-        self.stack = [self.grey()] * 4
-        return cv2.merge(self.stack), info
+            screen, *_, info = self.env.step(0)
+
+        self.stack = deque([resize(screen)] * 4, maxlen=4)
+        return cv2.merge([*self.stack]), info
 
     def step(self, action):
-        reward, lives = 0.0, self.ale.lives()
-        for frame in range(4):
-            reward += self.ale.act(self.actions[action])
-            if frame >= 2:
-                self.ale.getScreenGrayscale(self.screens[frame - 2])
-        self.stack = [*self.stack[1:], self.grey()]
-        terminated, info = self.ale.game_over(with_truncation=False), {"life_lost": self.ale.lives() < lives}
-        return cv2.merge(self.stack), reward, terminated, self.ale.game_truncated(), info
+        lives = self.ale.lives()
+        total_reward = 0.0
+        screens = []
+        for _ in range(4):
+            screen, reward, terminated, truncated, info = self.env.step(action)
+            total_reward += float(reward)
+            screens.append(screen)
+            if terminated or truncated:
+                break
 
-    def grey(self) -> np.ndarray:
-        return cv2.resize(np.maximum(*self.screens), (84, 84), interpolation=cv2.INTER_AREA)
+        # Some games draw their sprites in every other frame only.
+        self.stack.append(resize(np.maximum(screens[-1], screens[-2:][0])))
+        info["life_lost"] = self.ale.lives() < lives
+        return cv2.merge([*self.stack]), total_reward, terminated, truncated, info
+
+
+def resize(screen: np.ndarray) -> np.ndarray:
+    return cv2.resize(screen, (84, 84), interpolation=cv2.INTER_AREA)
+
+
+def is_image(space: gym.spaces.Box) -> bool:
+    """Whether observations are images: uint8, 0 to 255, sides of at least 32, channels last."""
+    if space.dtype != np.uint8 or len(space.shape) not in (2, 3):
+        return False
+    if space.low.any() or (space.high != 255).any():
+        return False
+    if len(space.shape) == 3 and space.shape[0] in (1, 3, 4) and min(space.shape[1:]) >= 32:
+        raise UnsupportedEnvironment(f"an image needs its channels last, not {space.shape}")
+    return min(space.shape[:2]) >= 32 and space.shape[2:] in [(), (1,), (3,), (4,)]
 
 
 def make_env(env_id: str, video: bool = False) -> gym.Env:
-    """Atari as in the paper, whatever the id's frame skip; other uint8 images grey, 84×84×4; anything else as it is."""
-    env = gym.make(env_id, **{"render_mode": "rgb_array"} if video else {})  # one's own may not take a render_mode
+    """Makes an environment. Images come out as uint8 of shape (84, 84, 4), anything else as it is.
+
+    Atari gets the paper's preprocessing, whatever the id's frame skip, and rewards clipped to their
+    sign. Raises UnsupportedEnvironment, or Gymnasium's own errors.
+    """
+    atari = gym.spec(env_id).entry_point == "ale_py.env:AtariEnv"
+    kwargs: dict[str, Any] = {"frameskip": 1, "obs_type": "grayscale"} if atari else {}
+    try:
+        env = gym.make(env_id, **kwargs, **({"render_mode": "rgb_array"} if video else {}))
+    except TypeError as error:
+        if "render_mode" not in str(error):
+            raise
+        raise UnsupportedEnvironment("it has no render_mode: leave out --capture-video") from error
+
     space, actions = env.observation_space, env.action_space
-    if not isinstance(space, gym.spaces.Box) or not isinstance(actions, gym.spaces.Discrete) or actions.start:
-        raise ValueError(f"a Box and Discrete actions from 0 are needed; it has {space} and {actions}")
+    if not isinstance(space, gym.spaces.Box):
+        raise UnsupportedEnvironment(f"observations must be a Box, not {space}")
+    if not isinstance(actions, gym.spaces.Discrete) or actions.start != 0:
+        raise UnsupportedEnvironment(f"actions must be Discrete and start at 0, not {actions}")
     if video and "rgb_array" not in env.metadata.get("render_modes", []):
-        raise ValueError("it renders no images: leave out --capture-video")
+        raise UnsupportedEnvironment("it renders no images: leave out --capture-video")
+
     if isinstance(env.unwrapped, ale_py.AtariEnv):
-        return gym.wrappers.TransformReward(gym.wrappers.RecordEpisodeStatistics(Atari(env)), np.sign)
-    if space.dtype == np.uint8 and len(space.shape) > 1 and space.shape[2:] in [(), (1,), (3,)]:
-        env = gym.wrappers.GrayscaleObservation(env) if space.shape[2:] == (3,) else env
-        env = gym.wrappers.FrameStackObservation(gym.wrappers.ResizeObservation(env, (84, 84)), 4)
+        if space.shape != env.unwrapped.ale.getScreenDims() or env.unwrapped._frameskip != 1:
+            raise UnsupportedEnvironment('register it with frameskip=1 and obs_type="grayscale"')
+        env = gym.wrappers.RecordEpisodeStatistics(Atari(env))
+        return gym.wrappers.TransformReward(env, lambda reward: float(np.sign(reward)))
+
+    if is_image(space) and space.shape != (84, 84, 4):
+        if space.shape[2:] == (3,):
+            env = gym.wrappers.GrayscaleObservation(env)
+        env = gym.wrappers.ResizeObservation(env, (84, 84))
+        env = gym.wrappers.FrameStackObservation(env, 4)
         space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
         env = gym.wrappers.TransformObservation(env, lambda obs: cv2.merge([*obs]), space)
     return gym.wrappers.RecordEpisodeStatistics(env)
 
 
-class Network(nn.Module):
-    """Q(s, ·; θ), a value for each action: for images the network of §8; else an MLP. θ is in params, if given."""
+# Networks
 
-    def __init__(self, env: gym.Env, params: Tensor | None = None):
+
+class ImageNetwork(nn.Module):
+    """Q(s, ·; θ), a value for each action, for images: section 8's network."""
+
+    def __init__(self, num_actions: int):
         super().__init__()
-        shape, self.num_actions = env.observation_space.shape, int(env.action_space.n)
-        self.convs = nn.ModuleList()
-        if shape == (84, 84, 4):
-            self.convs.extend([nn.Conv2d(4, 16, 8, stride=4), nn.Conv2d(16, 32, 4, stride=2)])
-            self.convs.to(memory_format=torch.channels_last)
-            self.hidden = nn.Sequential(nn.Linear(9 * 9 * 32, 256), nn.ReLU())
-        else:
-            self.hidden = nn.Sequential(nn.Linear(int(np.prod(shape)), 256), nn.Tanh())
-        self.q = nn.Linear(256, self.num_actions)
-        flat = torch.cat([p.data.as_strided([p.numel()], [1]) for p in self.parameters()])  # in the order of memory
-        self.params, self.grads, offset = flat if params is None else params, torch.zeros_like(flat), 0
-        for p in self.parameters():  # becomes a view of params, and its gradient one of grads
-            view = p.shape, p.stride(), offset
-            p.data, p.grad = self.params.as_strided(*view), self.grads.as_strided(*view)
-            offset += p.numel()
-        self.kernels = [conv.weight.data.permute(0, 2, 3, 1).flatten(1) for conv in self.convs]  # (out, k·k·in), views
+        self.convs = nn.Sequential(
+            nn.Conv2d(4, 16, kernel_size=8, stride=4),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, kernel_size=4, stride=2),
+            nn.ReLU(),
+        )
+        self.hidden = nn.Sequential(nn.Linear(9 * 9 * 32, 256), nn.ReLU())
+        self.q = nn.Linear(256, num_actions)
 
     def forward(self, obs: Tensor) -> Tensor:
-        x = obs.float().div_(255) if obs.dtype == torch.uint8 else obs.float()  # (B, *shape)
-        for conv in self.convs:
-            x = conv(x.permute(0, 3, 1, 2)).relu_().permute(0, 2, 3, 1)  # (B, 20, 20, 16), (B, 9, 9, 32)
-        x = self.hidden(x.reshape(len(x), -1))  # (B, 256)
+        x = obs.permute(0, 3, 1, 2).float() / 255  # (B, 4, 84, 84)
+        x = self.convs(x)  # (B, 32, 9, 9)
+        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256)
         return self.q(x)  # (B, num_actions)
 
-    @torch.inference_mode()
-    def act(self, obs: np.ndarray, epsilon: float = 0.05) -> int:
-        """ε-greedy: any action with probability ε, else the best. An evaluation takes the default."""
-        if random.random() < epsilon:
-            return random.randrange(self.num_actions)
-        x = torch.as_tensor(obs)  # shape
-        x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
-        for conv, kernel in zip(self.convs, self.kernels, strict=True):  # a matrix product: conv() is slow on one image
-            k, s = conv.kernel_size[0], conv.stride[0]
-            patches = x.unfold(0, k, s).unfold(1, k, s).permute(0, 1, 3, 4, 2).flatten(2)  # (n, n, k·k·in)
-            x = nn.functional.linear(patches, kernel, conv.bias).relu_()  # (n, n, out)
-        return int(self.q(self.hidden(x.flatten())).argmax())
+
+class FlatNetwork(nn.Module):
+    """Q(s, ·; θ) for all other observations: an MLP."""
+
+    def __init__(self, num_inputs: int, num_actions: int):
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(num_inputs, 256), nn.Tanh())
+        self.q = nn.Linear(256, num_actions)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        x = self.hidden(obs.float().flatten(1))  # (B, 256)
+        return self.q(x)  # (B, num_actions)
+
+
+Network = ImageNetwork | FlatNetwork
+
+
+def make_network(env: gym.Env, init: str) -> Network:
+    """A network for the environment's observations, with initial weights as --init says."""
+    assert isinstance(env.observation_space, gym.spaces.Box)
+    assert isinstance(env.action_space, gym.spaces.Discrete)
+    num_actions = int(env.action_space.n)
+    if env.observation_space.shape == (84, 84, 4):
+        network = ImageNetwork(num_actions)
+    else:
+        network = FlatNetwork(math.prod(env.observation_space.shape), num_actions)
+
+    if init == "orthogonal":  # PyTorch's default is the paper's
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.orthogonal_(module.weight, gain=2**0.5)
+                nn.init.zeros_(module.bias)
+        nn.init.orthogonal_(network.q.weight, gain=1.0)
+    return network.to(memory_format=torch.channels_last)  # as the images are: no copies
+
+
+@torch.inference_mode()
+def act(network: Network, obs: np.ndarray, epsilon: float = 0.05) -> int:
+    """ε-greedy: a random action with probability ε, else the best. Evaluation uses the default."""
+    if random.random() < epsilon:
+        return random.randrange(network.q.out_features)
+    return int(network(torch.as_tensor(obs)[None]).argmax())
+
+
+# Shared state
 
 
 class Shared:
-    """What a checkpoint holds, shared by all processes. There is no lock: each counter has one writer."""
+    """The state of a run, in memory that all processes share. A checkpoint is a copy of it.
 
-    def __init__(self, params: Tensor, num_workers: int):
-        self.params = params.clone().share_memory_()  # θ
-        self.target = params.clone().share_memory_()  # θ⁻
-        self.refreshed = torch.zeros(1, dtype=torch.int64).share_memory_()  # T at the last refresh of θ⁻
-        self.square_avg = torch.zeros_like(params).share_memory_()  # g
+    There is no lock: workers overwrite each other's updates of θ and g now and then (Hogwild), and
+    every counter has a single writer.
+    """
+
+    def __init__(self, network: Network, num_workers: int):
+        params = {name: param.detach().clone() for name, param in network.named_parameters()}
+        self.params = share(params)  # θ
+        self.target = share(copy.deepcopy(params))  # θ⁻
+        self.refreshed = torch.zeros(1, dtype=torch.int64).share_memory_()  # T at θ⁻'s last refresh
+        self.square_avg = share({name: torch.ones_like(p) for name, p in params.items()})  # g
         self.steps = torch.zeros(num_workers, dtype=torch.int64).share_memory_()  # T is their sum
         self.updates = torch.zeros(num_workers, dtype=torch.int64).share_memory_()
         self.stop = torch.zeros(1, dtype=torch.bool).share_memory_()  # set by main
 
-    def rmsprop_update(self, grads: Tensor, lr: float, alpha: float, eps: float) -> None:
-        """Equations 8 and 9, RMSProp without centring: g ← αg + (1-α)Δθ², θ ← θ - ηΔθ/√(g+ε)."""
-        self.square_avg.mul_(alpha).addcmul_(grads, grads, value=1 - alpha)
-        self.params.addcmul_(grads, (self.square_avg + eps).rsqrt_(), value=-lr)
+    def rmsprop_update(self, grads: Sequence[Tensor], lr: float, alpha: float, eps: float) -> None:
+        """Equations 8 and 9, RMSProp without centring: g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε)."""
+        params, square_avg = self.params.values(), self.square_avg.values()
+        for param, g, grad in zip(params, square_avg, grads, strict=True):
+            g.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
+            param.addcmul_(grad, (g + eps).rsqrt_(), value=-lr)
 
-    def save(self, run_dir: Path, args: Args) -> bool:
-        """A reader of checkpoint.pt finds the old file or the new one, never a part."""
-        part = run_dir / "checkpoint.part"
-        try:
-            torch.save({"script": SCRIPT.stem, "args": asdict(args), **vars(self)}, part)
-            os.replace(part, run_dir / "checkpoint.pt")
-            return True
-        except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
-            print(f"{SCRIPT.name}: can't write {part} (disk full?): {error}", file=sys.stderr)
-            return False
+    def refresh_target(self, step: int, params: dict[str, Tensor]) -> None:
+        """θ⁻ ← θ."""
+        for name, tensor in self.target.items():
+            tensor.copy_(params[name])
+        self.refreshed.fill_(step)
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Puts back all but θ. Worker 0 takes over the counts: the number of workers may differ."""
+        for name, tensor in self.square_avg.items():
+            tensor.copy_(checkpoint["square_avg"][name])
+        self.refresh_target(int(checkpoint["refreshed"]), checkpoint["target"])
+        self.steps[0] = checkpoint["steps"].sum()
+        self.updates[0] = checkpoint["updates"].sum()
 
 
-def worker(rank: int, args: Args, seeds: list[int], shared: Shared, pipes: tuple) -> None:
-    """One actor-learner (Algorithm 1). It sends main (T, {tag: value}) to log."""
-    for set_seed in (torch.manual_seed, np.random.seed, random.seed):
-        set_seed(seeds[rank])
-    env, pipe = make_env(args.env_id), pipes[rank]
-    model = Network(env)  # θ' is model.params, Δθ is model.grads
-    target = Network(env, shared.target).requires_grad_(False)  # θ⁻ itself, without a copy
-    generator = np.random.default_rng([args.seed, rank])  # not seeds[rank], which a resumed run changes
-    last_epsilon = generator.choice([0.1, 0.01, 0.5], p=[0.4, 0.3, 0.3])
+def share(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.share_memory_() for name, tensor in tensors.items()}
+
+
+# Algorithm
+
+
+def one_step_targets(rewards: Tensor, next_values: Tensor, terminal: bool, gamma: float) -> Tensor:
+    """y_i = r_i + γ Q_{i+1} for each step of a segment, or y_i = r_i at a terminal state; (t,)."""
+    not_terminal = torch.ones_like(next_values)
+    not_terminal[-1] = not terminal
+    return rewards + gamma * next_values * not_terminal
+
+
+def q_loss(q_values: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Σ_i ½(y_i - Q(s_i, a_i; θ'))², and statistics per step. Both arguments: (t,)."""
+    loss = 0.5 * (targets - q_values).square().sum()
+    stats = {
+        "losses/td_loss": loss.item() / len(targets),
+        "losses/q_values": q_values.mean().item(),
+    }
+    return loss, stats
+
+
+def clip_grads(grads: Sequence[Tensor], max_norm: float) -> tuple[Sequence[Tensor], float]:
+    """Scales gradients down to a global norm of at most max_norm; returns them and the norm before.
+
+    Raises FloatingPointError if the norm is not finite, before θ is touched.
+    """
+    norm = nn.utils.get_total_norm(grads).item()
+    if not math.isfinite(norm):
+        message = f"the gradient's norm is {norm}: look for NaN in rewards and observations"
+        raise FloatingPointError(message)
+    if norm > max_norm:
+        grads = [grad * (max_norm / norm) for grad in grads]
+    return grads, norm
+
+
+def worker(
+    rank: int, args: Args, seeds: list[int], shared: Shared, pipes: list[Connection]
+) -> None:
+    """One actor-learner (Algorithm 1). Statistics go to main through the worker's pipe."""
+    prepare_worker(seeds[rank])
+    env = make_env(args.env_id)
+    network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
+    target = make_network(env, args.init).requires_grad_(False)
+    target.load_state_dict(shared.target, assign=True)  # θ⁻ itself, not a copy
+    generator = np.random.default_rng([args.seed, rank])  # a resumed run draws the same ε
+    final_epsilon = generator.choice([0.1, 0.01, 0.5], p=[0.4, 0.3, 0.3])
+    log = WorkerLog(pipes[rank].send)
     obs, _ = env.reset(seed=seeds[rank])
 
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
         # Snapshot: θ' ← θ
-        model.params.copy_(shared.params)
+        network.load_state_dict(shared.params)
         updates_before = int(shared.updates.sum())
 
-        # Act: I_AsyncUpdate ε-greedy steps by Q(s, ·; θ'), or until the episode ends
-        epsilon = last_epsilon + (1 - last_epsilon) * max(0, 1 - step / args.exploration_steps)
-        segment, actions, rewards, terminal, truncated = [np.array(obs)], [], [], False, False
+        # Act: up to I_AsyncUpdate ε-greedy steps by Q(s, ·; θ'), or until the episode ends
+        progress = min(1, step / args.exploration_steps)
+        epsilon = 1 + (final_epsilon - 1) * progress
+        observations, actions, rewards = [np.array(obs)], [], []
+        terminal = truncated = False
         while len(actions) < args.num_steps and not (terminal or truncated):
-            actions.append(model.act(obs, epsilon))
-            obs, reward, terminated, truncated, info = env.step(actions[-1])
+            action = act(network, obs, epsilon)
+            obs, reward, terminated, truncated, info = env.step(action)
             terminal = terminated or info.get("life_lost", False)
-            segment.append(np.array(obs))  # a copy: an environment may reuse its own
+            observations.append(np.array(obs))  # a copy: an environment may reuse its array
+            actions.append(action)
             rewards.append(float(reward))
         t = len(actions)
 
         # Learn: Δθ from one pass over the segment
-        states, chosen = torch.as_tensor(np.stack(segment)), torch.tensor(actions)[:, None]  # (t+1, …), (t, 1)
-        next_values = target(states[1:]).amax(1).tolist()  # max_a' Q(s_{i+1}, a'; θ⁻), (t,)
-        next_values[-1] *= not terminal
-        targets = torch.tensor([r + args.gamma * value for r, value in zip(rewards, next_values, strict=True)])  # (t,)
-        q = model(states[:t]).gather(1, chosen[:t])[:, 0]  # Q(s_i, a_i; θ'), (t,)
-        td_loss = 0.5 * (targets - q).square().sum()
-        model.grads.zero_()
-        td_loss.backward()
-        grad_norm = model.grads.dot(model.grads).sqrt().item()
-        assert grad_norm < np.inf, f"the gradient's norm is {grad_norm}: look for NaN in rewards and observations"
-        if grad_norm > args.max_grad_norm:
-            model.grads.mul_(args.max_grad_norm / grad_norm)
+        states = torch.as_tensor(np.stack(observations))  # (t+1, ...)
+        chosen = torch.tensor(actions)[:, None]  # (t, 1)
+        next_values = target(states[1:]).amax(1)  # max_a' Q(s', a'; θ⁻), (t,)
+        targets = one_step_targets(torch.tensor(rewards), next_values, terminal, args.gamma)  # (t,)
+        q_values = network(states[:t]).gather(1, chosen).squeeze(1)  # Q(s_i, a_i; θ'), (t,)
+        loss, stats = q_loss(q_values, targets)
+        grads = torch.autograd.grad(loss, list(network.parameters()))
+        grads, grad_norm = clip_grads(grads, args.max_grad_norm)
 
         # Update: θ and g of all workers, without a lock
         policy_lag = int(shared.updates.sum()) - updates_before
-        lr = args.learning_rate * (1 - step / args.total_timesteps)
-        shared.rmsprop_update(model.grads, lr, args.rms_alpha, args.rms_eps)
+        learning_rate = args.learning_rate * (1 - step / args.total_timesteps)
+        shared.rmsprop_update(grads, learning_rate, args.rms_alpha, args.rms_eps)
         shared.updates[rank] += 1
         shared.steps[rank] += t
-        if int(shared.updates[rank]) % 100 == 0:
-            stats = {"losses/td_loss": td_loss.item() / t, "charts/epsilon": epsilon}
-            stats |= {"losses/grad_norm": grad_norm, "async/policy_lag": policy_lag, "charts/learning_rate": lr}
-            pipe.send((step + t, stats))
+
+        # Log
+        stats |= {"losses/grad_norm": grad_norm, "async/policy_lag": policy_lag}
+        stats |= {"charts/learning_rate": learning_rate, f"charts/epsilon/{rank}": epsilon}
+        log.update(step + t, stats, q_values, targets)
         if terminated or truncated:
-            episode = {"charts/episodic_return": info["episode"]["r"], "charts/episodic_length": info["episode"]["l"]}
-            pipe.send((step + t, episode))
+            log.episode(step + t, info["episode"])
             obs, _ = env.reset()
 
-        # Refresh: θ⁻ ← θ whenever T has passed a multiple of I_target; by one worker, so that it happens once
-        if rank == 0 and (step + t) // args.target_interval > int(shared.refreshed) // args.target_interval:
-            shared.target.copy_(shared.params)
-            shared.refreshed.fill_(step + t)
+        # Refresh: θ⁻ ← θ whenever T passes a multiple of I_target; one worker does it, once
+        passed = (step + t) // args.target_interval > int(shared.refreshed) // args.target_interval
+        if rank == 0 and passed:
+            shared.refresh_target(step + t, shared.params)
     env.close()
 
 
-def bad_input(message: str):
-    print(f"{SCRIPT.name}: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+# Running it
 
 
-def check(args: Args) -> Network:
-    """Makes the initial network, or ends the program if the arguments can't work."""
-    for name, value in asdict(args).items():
-        low = {"seed": 0, "rms_eps": 1e-12}.get(name, int(isinstance(getattr(Args, name), int)))
-        high = {"seed": 2**32 - 1, "gamma": 1, "rms_alpha": 1}.get(name, np.inf)
-        if not isinstance(value, bool | str) and not low <= value <= high:
-            bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
-    torch.manual_seed(args.seed)
-    random.seed(args.seed)
+def prepare_worker(seed: int) -> None:
+    """Seeds a worker, and leaves it to main to stop it."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # sent when main dies
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+class WorkerLog:
+    """Sends (T, {tag: value}) to main: the means of every 100 updates, and every episode."""
+
+    def __init__(self, send: Callable[[Any], None]):
+        self.send = send
+        self.stats, self.values, self.returns = [], [], []
+
+    def update(self, step: int, stats: dict[str, float], values: Tensor, returns: Tensor) -> None:
+        self.stats.append(stats)
+        self.values.append(values.detach())
+        self.returns.append(returns)
+        if len(self.stats) < 100:
+            return
+
+        means = {tag: float(np.mean([stats[tag] for stats in self.stats])) for tag in stats}
+        returns = torch.cat(self.returns)
+        errors = returns - torch.cat(self.values)
+        if returns.var() > 0:
+            means["losses/explained_variance"] = 1 - float(errors.var() / returns.var())
+        self.send((step, means))
+        self.stats, self.values, self.returns = [], [], []
+
+    def episode(self, step: int, episode: dict[str, Any]) -> None:
+        stats = {"charts/episodic_return": episode["r"], "charts/episodic_length": episode["l"]}
+        self.send((step, stats))
+
+
+class RunLog:
+    """TensorBoard's log of a run, and its progress: a bar on a terminal, else lines."""
+
+    def __init__(self, run_dir: Path, args: Args, start: int):
+        self.writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
+        table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
+        self.writer.add_text("arguments", f"|flag|value|\n|-|-|\n{table}", start)
+        self.terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=args.total_timesteps,
+            initial=start,
+            unit=" steps",
+            smoothing=0.05,
+            file=sys.stderr if self.terminal else open(os.devnull, "w"),
+        )
+        self.returns: deque[float] = deque(maxlen=100)
+        self.last_report = time.monotonic()
+
+    def add(self, step: int, stats: dict[str, float]) -> None:
+        if "charts/episodic_return" in stats:
+            self.returns.append(stats["charts/episodic_return"])
+        for tag, value in stats.items():
+            with contextlib.suppress(OSError):  # a full disk: the run goes on without its log
+                self.writer.add_scalar(tag, value, step)
+
+    def progress(self, step: int, last: bool = False) -> None:
+        """Moves the bar to the step; every 10 seconds, and at the last call, reports the speed."""
+        if self.returns:
+            self.bar.set_postfix_str(f"return {np.mean(self.returns):.1f}", refresh=False)
+        self.bar.update(min(step, self.bar.total) - self.bar.n)
+        if not last and time.monotonic() < self.last_report + 10:
+            return
+
+        self.last_report = time.monotonic()
+        self.add(step, {"charts/SPS": self.bar.format_dict["rate"] or 0.0})
+        if not self.terminal:
+            with contextlib.suppress(OSError):  # nobody reads the output any more
+                print(self.bar, flush=True)
+
+    def close(self, step: int) -> None:
+        self.progress(step, last=True)
+        self.bar.close()
+        with contextlib.suppress(OSError):
+            self.writer.close()
+
+
+class StopSignals:
+    """While entered, Ctrl-C, SIGTERM and SIGHUP ask the workers to stop; a second Ctrl-C exits.
+
+    `signum` is the signal that came first, or 0; `time` is when it came.
+    """
+
+    def __init__(self, stop: Tensor):
+        self.stop, self.signum, self.time = stop, 0, math.inf
+
+    def __enter__(self):
+        signums = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP"):
+            signums.append(signal.SIGHUP)
+        self.handlers = {signum: signal.signal(signum, self.handle) for signum in signums}
+        return self
+
+    def handle(self, signum: int, frame: object) -> None:
+        if self.signum and signum == signal.SIGINT:
+            sys.exit(128 + signum)
+        if not self.signum:
+            self.signum, self.time = signum, time.monotonic()
+            self.stop.fill_(True)
+
+    def __exit__(self, *exception: object) -> None:
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
+
+
+def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
+    """Replaces checkpoint.pt atomically, and keeps the one before it as checkpoint.prev.pt.
+
+    Returns False if it cannot be written. The copy of θ, g and the counters takes milliseconds, in
+    which workers may go on with their updates.
+    """
+    file, part = run_dir / "checkpoint.pt", run_dir / "checkpoint.part"
+    state = copy.deepcopy(vars(shared))
     try:
-        with make_env(args.env_id, bool(args.evaluate and args.capture_video)) as env:
-            return Network(env)
-    except Exception as error:
-        bad_input(f"--env-id {args.env_id}: {error}")
+        with part.open("wb") as stream:
+            torch.save({"script": SCRIPT.stem, "args": asdict(args), **state}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if file.exists():
+            shutil.copyfile(file, run_dir / "checkpoint.prev.pt")
+        os.replace(part, file)
+    except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
+        print(f"{SCRIPT.name}: cannot write {part} (disk full?): {error}", file=sys.stderr)
+        return False
+    return True
 
 
-def load_checkpoint(path: str) -> tuple[dict, Path]:
+def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
     """A checkpoint and the folder of its run, given the path of either."""
     file = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
     try:
         checkpoint = torch.load(file, weights_only=True)
         if checkpoint["script"] != SCRIPT.stem:
-            raise ValueError(f"it is of {checkpoint['script']}.py: use that script")
+            raise ValueError(f"it was written by {checkpoint['script']}.py: use that script")
         checkpoint["args"] = Args(**checkpoint["args"])
     except Exception as error:
-        bad_input(f"{file} can't be used as a checkpoint: {error}")
+        bad_input(f"{file} cannot be used as a checkpoint: {error}")
     return checkpoint, file.parent
 
 
-def evaluate(args: Args, model: Network, run_dir: Path) -> list[float]:
-    """Plays whole episodes by the policy; prints and returns their returns, rewards unclipped."""
+def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
+    """Plays full episodes; prints and returns their returns, with unclipped rewards."""
     env = make_env(args.env_id, args.capture_video)
     if args.capture_video:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
+
     returns = []
     for episode in range(args.eval_episodes):
         obs, info = env.reset(seed=args.seed + episode)
-        while "episode" not in info:  # which RecordEpisodeStatistics adds at its end
-            obs, _, _, _, info = env.step(model.act(obs))
-        returns.append(info["episode"]["r"])
+        steps = 0
+        while "episode" not in info:  # RecordEpisodeStatistics adds it at the end
+            obs, _, _, _, info = env.step(act(network, obs))
+            steps += 1
+            if steps == 100_000:
+                bad_input(f"{args.env_id}: an episode has not ended within {steps} steps")
+        returns.append(float(info["episode"]["r"]))
         print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
     env.close()
-    print(f"{args.env_id}, {len(returns)} episodes: return {np.mean(returns):.2f} ± {np.std(returns):.2f}")
+    mean, std = np.mean(returns), np.std(returns)
+    print(f"{args.env_id}, {len(returns)} episodes: return {mean:.2f} ± {std:.2f}")
     return returns
 
 
-def main(args: Args) -> list[float] | None:
-    """Trains, or evaluates and returns the episodes' returns. Only the command line takes flags from a checkpoint."""
-    model = check(args)
-    if path := args.evaluate or args.resume:
-        checkpoint, run_dir = load_checkpoint(path)
-        if len(model.params) != len(checkpoint["params"]):
-            bad_input(f"the network in {path} does not fit {args.env_id}")
-        model.params.copy_(checkpoint["params"])
-    if args.evaluate:
-        return evaluate(args, model, run_dir)
-    name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "-")
-    run_dir = run_dir if args.resume else Path(args.log_dir) / name.replace(":", "-")
+def bad_input(message: str) -> NoReturn:
+    print(f"{SCRIPT.name}: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+BOUNDS = {  # the smallest and the largest value of each number among the arguments
+    "num_workers": (1, 60 if sys.platform == "win32" else 10_000),  # Windows waits for 63 handles
+    "total_timesteps": (0, 10**15),
+    "seed": (0, 2**32 - 1),
+    "num_steps": (1, 10**6),
+    "gamma": (0, 1),
+    "exploration_steps": (0, 10**15),
+    "target_interval": (0, 10**15),
+    "learning_rate": (0, 1e6),
+    "rms_alpha": (0, 1),
+    "rms_eps": (0, 1e6),
+    "max_grad_norm": (0, math.inf),
+    "checkpoint_interval": (0, math.inf),
+    "eval_episodes": (1, 10**6),
+}
+
+
+def validate_args(args: Args) -> tuple[Args, Network]:
+    """The arguments with what 0 stands for, and the initial network; ends the program if bad."""
+    for name, (low, high) in BOUNDS.items():
+        value = asdict(args)[name]
+        if not low <= value <= high:
+            bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
+    if args.resume and args.evaluate:
+        bad_input("--resume and --evaluate exclude each other: leave one out")
+
+    torch.manual_seed(args.seed)
+    random.seed(args.seed)
     try:
-        shared = Shared(model.params, args.num_workers)
+        with make_env(args.env_id, bool(args.evaluate and args.capture_video)) as env:
+            network = make_network(env, args.init)
+    except (gym.error.Error, ImportError, UnsupportedEnvironment) as error:
+        bad_input(f"--env-id {args.env_id}: {error}")
+    return choose_defaults(args, isinstance(network, ImageNetwork)), network
+
+
+def choose_defaults(args: Args, images: bool) -> Args:
+    """Replaces arguments of 0 by their values for images, or for other observations."""
+    return replace(
+        args,
+        total_timesteps=args.total_timesteps or (10_000_000 if images else 100_000),
+        learning_rate=args.learning_rate or (1.75e-4 if images else 0.01),
+        rms_eps=args.rms_eps or (6e-7 if images else 0.1),
+        exploration_steps=args.exploration_steps or (1_000_000 if images else 25_000),
+        target_interval=args.target_interval or (10_000 if images else 250),
+    )
+
+
+# Main
+
+
+def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
+    """The shared state of a run and its folder: a new one, or those of the run to resume."""
+    name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(args.log_dir) / name.replace("/", "-").replace(":", "-")
+    checkpoint = None
+    if args.resume:
+        checkpoint, run_dir = load_checkpoint(args.resume)
+        load_params(network, checkpoint, args.resume)
+    try:
+        shared = Shared(network, args.num_workers)
         run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
         (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
     except (OSError, RuntimeError) as error:
-        bad_input(f"can't start a run in {run_dir}: {error}")
-    if args.resume:
-        for name in vars(shared).keys() - {"steps", "updates", "stop"}:
-            getattr(shared, name).copy_(checkpoint[name])
-        shared.steps[0], shared.updates[0] = checkpoint["steps"].sum(), checkpoint["updates"].sum()
+        bad_input(f"cannot start a run in {run_dir}: {error}")
+    if checkpoint:
+        shared.restore(checkpoint)
     print(f"{SCRIPT.name}: run folder {run_dir}", flush=True)
-    start, signals = int(shared.steps.sum()), []
-    method = mp.get_start_method(True) or ("fork" if sys.platform == "linux" else "spawn")
-    receivers, senders = zip(*[mp.get_context(method).Pipe(False) for _ in range(args.num_workers)], strict=True)
-    seeds = np.random.SeedSequence([args.seed, start]).generate_state(args.num_workers).tolist()
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells every worker it stops
-    handlers = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}  # a shell's & has it ignored
-    workers = mp.start_processes(worker, (args, seeds, shared, senders), args.num_workers, False, True, method)
-    stop = lambda signum, _: (signals.append((signum, time.monotonic())), shared.stop.fill_(True))  # noqa: E731
-    handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)} | handlers
-    writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
-    out = sys.stderr if sys.stderr.isatty() else open(os.devnull, "w")
-    bar = tqdm(None, None, args.total_timesteps, initial=start, file=out, unit=" steps", smoothing=0.05)
-    returns, ended, lost, last_save, last_report = [], False, False, time.monotonic(), time.monotonic()
+    return shared, run_dir
+
+
+def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None:
+    try:
+        network.load_state_dict(checkpoint["params"])
+    except RuntimeError:
+        bad_input(f"the network in {path} does not fit the environment: check --env-id")
+
+
+def start_workers(args: Args, shared: Shared) -> tuple[mp.ProcessContext, list[Connection]]:
+    """Starts the workers; returns them and main's ends of their pipes."""
+    method = mp.get_start_method(allow_none=True)
+    if method is None:
+        method = "fork" if sys.platform == "linux" else "spawn"
+    pipes = [mp.get_context(method).Pipe(duplex=False) for _ in range(args.num_workers)]
+    receivers, senders = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
+    sequence = np.random.SeedSequence([args.seed, int(shared.steps.sum())])  # new ones on a resume
+    seeds = sequence.generate_state(args.num_workers).tolist()
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it reports stops
+    workers = mp.start_processes(
+        worker,
+        (args, seeds, shared, senders),
+        nprocs=args.num_workers,
+        join=False,
+        start_method=method,
+    )
+    return workers, receivers
+
+
+def watch(
+    workers: mp.ProcessContext,
+    receivers: list[Connection],
+    shared: Shared,
+    args: Args,
+    run_dir: Path,
+    log: RunLog,
+    signals: StopSignals,
+) -> bool:
+    """Logs and saves until all workers have ended; returns whether one was lost."""
+    last_save = time.monotonic()
+    ended = lost = False
     while not ended:
         try:
             ended = workers.join(timeout=0.2)
         except Exception as error:
-            print(f"{SCRIPT.name}: a worker {'stopped' if signals else 'was lost'}: {error}", file=sys.stderr)
             ended = lost = True
+            if not signals.signum:
+                print(f"{SCRIPT.name}: a worker was lost: {error}", file=sys.stderr)
+
         for receiver in receivers:
-            while receiver.poll():
-                at, stats = receiver.recv()
-                returns += [value for tag, value in stats.items() if tag == "charts/episodic_return"]
-                for tag, value in stats.items():
-                    with contextlib.suppress(OSError):  # a full disk: the run goes on, without its log
-                        writer.add_scalar(tag, value, at)
-        left = any(process.exitcode == 0 for process in workers.processes)  # read before T: at T_max they may leave
-        now, step = time.monotonic(), int(shared.steps.sum())
-        bar.set_postfix_str(f"return {np.mean(returns[-100:]):.1f}" if returns else "", refresh=False)
-        bar.update(step - bar.n)
-        if now - last_report >= 10:
-            last_report = now
-            with contextlib.suppress(OSError):  # as above, or nobody reads the output any more
-                writer.add_scalar("charts/SPS", bar.format_dict["rate"] or 0.0, step)
-                if out is not sys.stderr:
-                    print(bar, flush=True)
-        if (now > signals[0][1] + 10) if signals else (left and step < args.total_timesteps):
+            with contextlib.suppress(EOFError):  # its worker has ended
+                while receiver.poll():
+                    log.add(*receiver.recv())
+
+        # Read before T: at T_max workers may leave.
+        left = any(process.exitcode == 0 for process in workers.processes)
+        step = int(shared.steps.sum())
+        log.progress(step)
+        left_early = left and step < args.total_timesteps and not signals.signum
+        if left_early or time.monotonic() > signals.time + 10:
             print(f"{SCRIPT.name}: an environment hangs, or has ended its worker", file=sys.stderr)
             for process in workers.processes:
                 process.kill()
-        if ended or now - last_save >= args.checkpoint_interval:
-            saved, last_save = shared.save(run_dir, args), now
-    bar.close()
-    with contextlib.suppress(OSError):
-        writer.close()
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
-    if signals or lost or not saved or step < args.total_timesteps:
-        print(f"to go on: python {SCRIPT.name} --resume {run_dir}", file=sys.stderr)
-        sys.exit(128 + signals[0][0] if signals else 1)
+        if time.monotonic() > last_save + args.checkpoint_interval:
+            save_checkpoint(shared, args, run_dir)
+            last_save = time.monotonic()
+    return lost
+
+
+def main(args: Args) -> list[float] | None:
+    """Trains, or evaluates and returns the episodes' returns.
+
+    Only the command line takes a run's flags from its checkpoint.
+    """
+    args, network = validate_args(args)
+    if args.evaluate:
+        checkpoint, run_dir = load_checkpoint(args.evaluate)
+        load_params(network, checkpoint, args.evaluate)
+        return evaluate(args, network, run_dir)
+
+    shared, run_dir = start_run(args, network)
+    lost = True
+    with StopSignals(shared.stop) as signals:
+        workers, receivers = start_workers(args, shared)
+        try:
+            log = RunLog(run_dir, args, int(shared.steps.sum()))
+            lost = watch(workers, receivers, shared, args, run_dir, log, signals)
+        finally:
+            for process in workers.processes:
+                process.kill()
+            saved = save_checkpoint(shared, args, run_dir)
+        log.close(int(shared.steps.sum()))
+
+    if signals.signum or lost or not saved or shared.steps.sum() < args.total_timesteps:
+        print(f"to continue: python {SCRIPT.name} --resume {run_dir}", file=sys.stderr)
+        sys.exit(128 + signals.signum if signals.signum else 1)
+    return None
 
 
 if __name__ == "__main__":
     args = tyro.cli(Args, description=__doc__)
-    if path := args.evaluate or args.resume:
-        args = tyro.cli(Args, default=load_checkpoint(path)[0]["args"])
+    if path := args.resume or args.evaluate:
+        args = tyro.cli(Args, description=__doc__, default=load_checkpoint(path)[0]["args"])
     main(args)
