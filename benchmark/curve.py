@@ -2,8 +2,9 @@
 
     python benchmark/curve.py runs/NAME [--commit REV ...] >benchmark/results/NAME.csv
 
-A comment block heads it: the machine, versions, commit, command and seed of the run. A row is the mean over --bin agent
-steps; where a run was killed and resumed from an older checkpoint, the steps made twice count once.
+A comment block heads it: the machine, versions, commit, command and seed of the run. A row is the
+mean over --bin agent steps. Where a run was killed and resumed from an older checkpoint, the steps
+made twice count once.
 """
 
 import json
@@ -36,41 +37,64 @@ class Args:
 def machine() -> str:
     """The processor, its cores and the memory."""
     cpuinfo = Path("/proc/cpuinfo")
-    models = [line.split(":")[1].strip() for line in cpuinfo.open() if "model name" in line] if cpuinfo.exists() else []
+    models = (
+        [line.split(":")[1].strip() for line in cpuinfo.open() if "model name" in line]
+        if cpuinfo.exists()
+        else []
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {sys.platform}"
+    model = models[0] if models else platform.processor()
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {sys.platform}"
 
 
 def command(script: str, run_args: dict) -> str:
     """The command line that starts such a run."""
     flags = {
-        f"--{name.replace('_', '-')}": value for name, value in run_args.items() if name not in ("resume", "log_dir")
+        f"--{name.replace('_', '-')}": value
+        for name, value in run_args.items()
+        if name not in ("resume", "log_dir")
     }
-    words = [word for flag, value in flags.items() if value not in ("", False) for word in (flag, str(value))]
+    words = [
+        word
+        for flag, value in flags.items()
+        if value not in ("", False)
+        for word in (flag, str(value))
+    ]
     return shlex.join(["python", f"{script}.py", *words])
 
 
 def main(args: Args) -> None:
     run_args = json.loads((args.run_dir / "args.json").read_text())
     script = args.run_dir.name.split("__")[1]
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
     events = EventAccumulator(str(args.run_dir), size_guidance={"scalars": 0})
     events.Reload()
-    tags = sorted(events.Tags()["scalars"])
+    # ε has a tag per worker, which would be sixteen columns.
+    tags = [tag for tag in sorted(events.Tags()["scalars"]) if not tag.startswith("charts/epsilon")]
     columns = {tag: np.array([(e.step, e.value) for e in events.Scalars(tag)]) for tag in tags}
     returns = columns["charts/episodic_return"]
 
     print(f"# machine: {machine()}")
-    print(f"# versions: python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES))
+    print(
+        f"# versions: python {platform.python_version()}, "
+        + ", ".join(f"{p} {version(p)}" for p in PACKAGES)
+    )
     print(f"# commit: {' then '.join(args.commit or [head])}")
     first = int(min(column[0, 0] for column in columns.values()))
     begun = first // args.bin * args.bin
-    print(f"# command: {command(script, run_args)}" + f"; resumed at agent step {first:,}" * bool(begun))
+    print(
+        f"# command: {command(script, run_args)}"
+        + f"; resumed at agent step {first:,}" * bool(begun)
+    )
     print(f"# seed: {run_args['seed']}")
     print(f"# written by: python benchmark/curve.py runs/NAME --bin {args.bin}")
     print("step,episodes," + ",".join(tags))
     for low in range(begun, int(returns[-1, 0]), args.bin):
-        rows = {tag: c[(c[:, 0] > low) & (c[:, 0] <= low + args.bin), 1] for tag, c in columns.items()}
+        rows = {
+            tag: c[(c[:, 0] > low) & (c[:, 0] <= low + args.bin), 1] for tag, c in columns.items()
+        }
         means = (f"{values.mean():.6g}" if len(values) else "" for values in rows.values())
         print(f"{low + args.bin},{len(rows['charts/episodic_return'])},{','.join(means)}")
 

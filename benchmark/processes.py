@@ -1,9 +1,9 @@
-"""Measures the three ways to start processes: seconds from launch until every worker has made an update, and MB of
-memory per further worker (proportional set size: a page shared by n processes counts for 1/n).
+"""Measures the three ways to start processes: seconds from launch until every worker has updated,
+and MB of memory per further worker (proportional set size: a page of n processes counts as 1/n).
 
     python benchmark/processes.py --out benchmark/results/processes.csv
 
-Launches each method in turn, --repeats times, on an otherwise idle machine. Linux only: it reads /proc.
+Launches each method in turn, --repeats times, on an idle machine. Linux only: it reads /proc.
 """
 
 import csv
@@ -72,13 +72,15 @@ def descendants(pid: int) -> list[int]:
 
 
 def launch(args: Args, method: str, num_workers: int) -> tuple[float, float]:
-    """Seconds until every worker has made an update, and MB of all processes together two seconds later."""
+    """Seconds until every worker has updated, and MB of all processes two seconds later."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "launch.py"
         file.write_text(LAUNCH.format(root=str(ROOT), script=args.script))
         words = [sys.executable, str(file), method, str(num_workers), folder]
         start = time.monotonic()
-        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        with subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
             for line in process.stdout:
                 if line == "all\n":
                     break
@@ -91,22 +93,45 @@ def launch(args: Args, method: str, num_workers: int) -> tuple[float, float]:
 
 
 def main(args: Args) -> None:
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT
+    ).stdout.strip()
     rows = []
     for repeat in range(args.repeats):
         for method in ("fork", "forkserver", "spawn"):
             seconds, memory = launch(args, method, args.num_workers)
             _, memory_of_one = launch(args, method, 1)
             further = (memory - memory_of_one) / (args.num_workers - 1)
-            rows.append((args.script, method, args.num_workers, repeat, f"{seconds:.2f}", f"{further:.1f}"))
+            rows.append(
+                (args.script, method, args.num_workers, repeat, f"{seconds:.2f}", f"{further:.1f}")
+            )
             print(*rows[-1], flush=True)
     with open(args.out, "w", newline="") as file:
-        print(f"# machine: {machine()}; load at the end, of its own: {os.getloadavg()[0]:.1f}", file=file)
-        print(f"# versions: {sys.version.split()[0]}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES), file=file)
+        print(
+            f"# machine: {machine()}; load at the end, of its own: {os.getloadavg()[0]:.1f}",
+            file=file,
+        )
+        print(
+            f"# versions: {sys.version.split()[0]}, "
+            + ", ".join(f"{p} {version(p)}" for p in PACKAGES),
+            file=file,
+        )
         print(f"# commit: {head}", file=file)
-        print(f"# command: python benchmark/processes.py --out {args.out} --repeats {args.repeats}", file=file)
+        print(
+            f"# command: python benchmark/processes.py --out {args.out} --repeats {args.repeats}",
+            file=file,
+        )
         writer = csv.writer(file)
-        writer.writerow(("script", "method", "workers", "repeat", "seconds_until_all_updated", "mb_per_further_worker"))
+        writer.writerow(
+            (
+                "script",
+                "method",
+                "workers",
+                "repeat",
+                "seconds_until_all_updated",
+                "mb_per_further_worker",
+            )
+        )
         writer.writerows(rows)
     for method in ("fork", "forkserver", "spawn"):
         values = [(float(row[4]), float(row[5])) for row in rows if row[1] == method]

@@ -45,8 +45,18 @@ VERSIONS = """
 from importlib.metadata import version
 print(", ".join(f"{p} {version(p)}" for p in ("torch", "gymnasium", "ale-py", "pfrl", "stable-baselines3")))
 """
-COLUMNS = "what", "workers", "round", "steps_per_second", "seconds_until_all_updated", "mb_per_further_worker"
-WARM_UP, SETTLE = 1000, 0.1  # agent steps before the first turn, and seconds at the start of each, that do not count
+COLUMNS = (
+    "what",
+    "workers",
+    "round",
+    "steps_per_second",
+    "seconds_until_all_updated",
+    "mb_per_further_worker",
+)
+WARM_UP, SETTLE = (
+    1000,
+    0.1,
+)  # agent steps before the first turn, and seconds at the start of each, that do not count
 # These print what the peers do: lines of agent steps and seconds of the monotonic clock.
 SCRIPT = """
 import sys, threading, time
@@ -110,7 +120,9 @@ class Configuration:
     def __init__(self, command: list[str]):
         self.folder, self.lines = tempfile.TemporaryDirectory(), []
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        self.process = subprocess.Popen(command, cwd=self.folder.name, start_new_session=True, **pipes)
+        self.process = subprocess.Popen(
+            command, cwd=self.folder.name, start_new_session=True, **pipes
+        )
         threading.Thread(target=self.read, daemon=True).start()
         while not self.lines or self.lines[-1][0] < WARM_UP:
             if self.process.poll() is not None:
@@ -165,7 +177,11 @@ def configurations(args: Args, workers: tuple) -> dict[tuple[str, int], list[str
     """A command for each name and number of workers; what is to be compared stands side by side."""
     commands = {}
     for n in workers:
-        commands["environment alone", n] = [sys.executable, "-c", ENVIRONMENT.format(root=str(ROOT), workers=n)]
+        commands["environment alone", n] = [
+            sys.executable,
+            "-c",
+            ENVIRONMENT.format(root=str(ROOT), workers=n),
+        ]
         for script in SCRIPTS:
             text = SCRIPT.format(root=str(ROOT), script=script, workers=n)
             commands[f"{script}.py", n] = [sys.executable, "-c", text]
@@ -198,11 +214,15 @@ def measure(args: Args) -> None:
                 run = processes.Args(out=args.out, script=script)
                 seconds, memory = processes.launch(run, "fork", 16)
                 further = (memory - processes.launch(run, "fork", 1)[1]) / 15
-                writer.writerow((f"{script}.py", 16, launch, "", f"{seconds:.2f}", f"{further:.1f}"))
+                writer.writerow(
+                    (f"{script}.py", 16, launch, "", f"{seconds:.2f}", f"{further:.1f}")
+                )
         for workers in TOGETHER:
             rates = take_turns(configurations(args, workers), args.rounds, args.seconds)
             writer.writerows(
-                (*key, turn, f"{rate:.1f}", "", "") for key, of_key in rates.items() for turn, rate in enumerate(of_key)
+                (*key, turn, f"{rate:.1f}", "", "")
+                for key, of_key in rates.items()
+                for turn, rate in enumerate(of_key)
             )
             file.flush()
 
@@ -227,7 +247,9 @@ def report(path: Path) -> None:
     for row in csv.DictReader(line for line in lines if not line.startswith("#")):
         for column in values:
             if row[column]:
-                values[column].setdefault((row["what"], int(row["workers"])), []).append(float(row[column]))
+                values[column].setdefault((row["what"], int(row["workers"])), []).append(
+                    float(row[column])
+                )
     rates, seconds, memory = values.values()
     names = list(dict.fromkeys(name for name, _ in rates))  # the environment first
 
@@ -239,24 +261,45 @@ def report(path: Path) -> None:
     cell = {key: spread(of_key, 0) for key, of_key in rates.items()}
     table("", WORKERS, {name: [cell.get((name, n), "") for n in WORKERS] for name in names})
 
-    print("The same for each core at work (one for each worker, until there are no more), and for each worker:\n")
+    print(
+        "The same for each core at work (one for each worker, until there are no more), and for each worker:\n"
+    )
     cores = int(re.search(r"(\d+) cores", lines[0])[1])
     median = {key: statistics.median(of_key) for key, of_key in rates.items()}
-    cell = {(name, n): f"{rate / min(n, cores):.0f}, {rate / n:.0f}" for (name, n), rate in median.items()}
+    cell = {
+        (name, n): f"{rate / min(n, cores):.0f}, {rate / n:.0f}"
+        for (name, n), rate in median.items()
+    }
     table("", WORKERS, {name: [cell.get((name, n), "") for n in WORKERS] for name in names})
 
     print("Share of the environment alone, with as many processes:\n")
-    table("", WORKERS, {name: [ratio((name, n), (names[0], n)) for n in WORKERS] for name in names[1:]})
+    table(
+        "",
+        WORKERS,
+        {name: [ratio((name, n), (names[0], n)) for n in WORKERS] for name in names[1:]},
+    )
 
     print("Ratios:\n")
-    ratios = {f"a3c.py to PFRL's A3C, workers: {n}": [("a3c.py", n), ("PFRL A3C", n)] for n in (1, 2)}
-    ratios |= {f"a2c.py to {name}, workers: {n}": [("a2c.py", n), (name, n)] for name, n in PEERS if "A2C" in name}
-    ratios |= {f"{s}.py to a3c.py, workers: {n}": [(f"{s}.py", n), ("a3c.py", n)] for s in SCRIPTS[:3] for n in (1, 16)}
+    ratios = {
+        f"a3c.py to PFRL's A3C, workers: {n}": [("a3c.py", n), ("PFRL A3C", n)] for n in (1, 2)
+    }
+    ratios |= {
+        f"a2c.py to {name}, workers: {n}": [("a2c.py", n), (name, n)]
+        for name, n in PEERS
+        if "A2C" in name
+    }
+    ratios |= {
+        f"{s}.py to a3c.py, workers: {n}": [(f"{s}.py", n), ("a3c.py", n)]
+        for s in SCRIPTS[:3]
+        for n in (1, 16)
+    }
     ratios |= {f"{s}.py, 16 workers to 2": [(f"{s}.py", 16), (f"{s}.py", 2)] for s in SCRIPTS}
     table("", ("ratio",), {name: [cell] for name, pair in ratios.items() if (cell := ratio(*pair))})
 
     print("Launch and memory with 16 workers, medians:\n")
-    rows = {key[0]: [f"{statistics.median(x[key]):.1f}" for x in (seconds, memory)] for key in seconds}
+    rows = {
+        key[0]: [f"{statistics.median(x[key]):.1f}" for x in (seconds, memory)] for key in seconds
+    }
     table("", ("seconds until all workers have made an update", "MB of a further worker"), rows)
 
 

@@ -1,8 +1,8 @@
-"""PFRL's A3C on the work of a3c.py: the same game, preprocessing, network and hyperparameters. For benchmark/speed.py.
+"""PFRL's A3C on the work of a3c.py: same game, preprocessing and network. For speed.py.
 
     python benchmark/peers/pfrl_a3c.py PROCESSES
 
-Prints a line "agent steps, seconds of the monotonic clock" for every tenth step until it is stopped.
+Prints "agent steps, seconds of the monotonic clock" for every tenth step until it is stopped.
 """
 
 import os
@@ -22,7 +22,7 @@ gym.register_envs(ale_py)
 
 
 class FourValues(gym.Wrapper):
-    """What PFRL expects of an environment: step returns four values, reset one; rewards are clipped."""
+    """What PFRL expects: step returns four values, reset one; rewards are clipped."""
 
     def reset(self):
         return self.env.reset()[0]
@@ -33,7 +33,9 @@ class FourValues(gym.Wrapper):
 
 
 def make_env(rank: int, test: bool):
-    env = gym.wrappers.AtariPreprocessing(gym.make("BreakoutNoFrameskip-v4"), terminal_on_life_loss=True)
+    env = gym.wrappers.AtariPreprocessing(
+        gym.make("BreakoutNoFrameskip-v4"), terminal_on_life_loss=True
+    )
     env = gym.wrappers.FrameStackObservation(env, 4)
     env.reset(seed=rank)
     return FourValues(env)
@@ -47,11 +49,21 @@ def report(env, agent, step: int) -> None:
 def main(processes: int) -> None:
     num_actions = int(make_env(0, False).action_space.n)
     heads = pfrl.nn.Branched(
-        nn.Sequential(nn.Linear(256, num_actions), pfrl.policies.SoftmaxCategoricalHead()), nn.Linear(256, 1)
+        nn.Sequential(nn.Linear(256, num_actions), pfrl.policies.SoftmaxCategoricalHead()),
+        nn.Linear(256, 1),
     )
-    body = [nn.Conv2d(4, 16, 8, 4), nn.ReLU(), nn.Conv2d(16, 32, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2592, 256)]
+    body = [
+        nn.Conv2d(4, 16, 8, 4),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, 2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(2592, 256),
+    ]
     model = nn.Sequential(*body, nn.ReLU(), heads)
-    optimizer = pfrl.optimizers.SharedRMSpropEpsInsideSqrt(model.parameters(), lr=7e-4, eps=0.1, alpha=0.99)
+    optimizer = pfrl.optimizers.SharedRMSpropEpsInsideSqrt(
+        model.parameters(), lr=7e-4, eps=0.1, alpha=0.99
+    )
     agent = pfrl.agents.a3c.A3C(
         model, optimizer, t_max=5, gamma=0.99, beta=0.01, max_grad_norm=40.0,
         phi=lambda obs: np.asarray(obs, np.float32) / 255,

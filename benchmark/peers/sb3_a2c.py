@@ -1,4 +1,4 @@
-"""Stable-Baselines3's A2C on the work of a2c.py: the same game, preprocessing and network. For benchmark/speed.py.
+"""Stable-Baselines3's A2C on the work of a2c.py: same game, preprocessing, network. For speed.py.
 
     python benchmark/peers/sb3_a2c.py ENVIRONMENTS dummy|subproc
 
@@ -42,8 +42,12 @@ class Report(BaseCallback):
 
 def main(environments: int, kind: str) -> None:
     vec_env = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[kind]
-    env = VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4", environments, seed=1, vec_env_cls=vec_env), 4)
-    A2C("CnnPolicy", env, device="cpu", policy_kwargs={"features_extractor_class": Paper}).learn(10**9, Report())
+    env = VecFrameStack(
+        make_atari_env("BreakoutNoFrameskip-v4", environments, seed=1, vec_env_cls=vec_env), 4
+    )
+    A2C("CnnPolicy", env, device="cpu", policy_kwargs={"features_extractor_class": Paper}).learn(
+        10**9, Report()
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""Plays full episodes with the trained networks in benchmark/results, and writes their returns.
+
+    python benchmark/evaluate.py >benchmark/results/evaluation.csv
+
+Rewards are unclipped and lives do not end an episode. Actor-critics sample their actions; value
+methods are ε-greedy with ε = 0.05.
+"""
+
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from curve import PACKAGES, machine, version
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmark" / "results"
+
+
+@dataclass
+class Args:
+    eval_episodes: int = 30
+    """episodes of each network"""
+
+
+def main(args: Args) -> None:
+    git = ["git", "rev-parse", "HEAD"]
+    head = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    print(f"# machine: {machine()}")
+    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    print(f"# versions: python {platform.python_version()}, {packages}")
+    print(f"# commit: {head}")
+    print(f"# command: python benchmark/evaluate.py --eval-episodes {args.eval_episodes}")
+    print("run,steps,episodes,mean_return,standard_deviation", flush=True)
+    for run_dir in sorted(path.parent for path in RESULTS.glob("*/checkpoint.pt")):
+        script = run_dir.name.split("__")[1]
+        command = [sys.executable, f"{script}.py", "--evaluate", str(run_dir)]
+        command += ["--eval-episodes", str(args.eval_episodes)]
+        out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        mean, deviation = re.search(r"return (-?[\d.]+) ± ([\d.]+)", out).groups()
+        steps = last_step(run_dir / "curve.csv")
+        print(run_dir.name, steps, args.eval_episodes, mean, deviation, sep=",", flush=True)
+
+
+def last_step(curve: Path) -> str:
+    return curve.read_text().splitlines()[-1].split(",")[0]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
