@@ -94,9 +94,9 @@ class Args:
     init: Literal["orthogonal", "paper"] = "orthogonal"  # weights; paper: uniform ±1/√fan_in
 
     # Optimizer
-    learning_rate: float = 0.0  # initial (η), decays to 0; 0: 7e-4 for images, else 2e-3
+    learning_rate: float = 0.0  # initial (η), decays to 0; 0: 7e-4 for images, else 0.01
     rms_alpha: float = 0.99  # decay of RMSProp's mean square, per update (α)
-    rms_eps: float = 0.0  # added under RMSProp's root (ε); 0: 1e-5 for images, else 0.01
+    rms_eps: float = 0.0  # added under RMSProp's root (ε); 0: 1e-5 for images, else 0.1
     max_grad_norm: float = 40.0  # gradients are scaled down to this global norm (from the authors)
 
     # Checkpoints and evaluation
@@ -781,8 +781,8 @@ def choose_defaults(args: Args, images: bool) -> Args:
     return replace(
         args,
         total_timesteps=args.total_timesteps or (10_000_000 if images else 300_000),
-        learning_rate=args.learning_rate or (7e-4 if images else 2e-3),
-        rms_eps=args.rms_eps or (1e-5 if images else 0.01),
+        learning_rate=args.learning_rate or (7e-4 if images else 0.01),
+        rms_eps=args.rms_eps or (1e-5 if images else 0.1),
     )
 
 
