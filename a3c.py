@@ -31,6 +31,7 @@ Where this file departs from the paper:
 
 import contextlib
 import copy
+import importlib
 import json
 import logging
 import math
@@ -146,14 +147,22 @@ def resize(screen: np.ndarray) -> np.ndarray:
 
 
 def is_image(space: gym.spaces.Box) -> bool:
-    """Whether observations are images: uint8, 0 to 255, sides of at least 32, channels last."""
-    if space.dtype != np.uint8 or len(space.shape) not in (2, 3):
+    """Whether observations are images: uint8, 0 to 255, sides of at least 32, gray or RGB.
+
+    Raises UnsupportedEnvironment if an image has its channels first, or too many of them.
+    """
+    shape = space.shape
+    if space.dtype != np.uint8 or len(shape) not in (2, 3):
         return False
     if space.low.any() or (space.high != 255).any():
         return False
-    if len(space.shape) == 3 and space.shape[0] in (1, 3, 4) and min(space.shape[1:]) >= 32:
-        raise UnsupportedEnvironment(f"an image needs its channels last, not {space.shape}")
-    return min(space.shape[:2]) >= 32 and space.shape[2:] in [(), (1,), (3,), (4,)]
+    if len(shape) == 3 and shape[0] in (1, 3, 4) and min(shape[1:]) >= 32:
+        raise UnsupportedEnvironment(f"an image needs its channels last, not {shape}")
+    if min(shape[:2]) < 32:
+        return False
+    if shape[2:] not in [(), (1,), (3,)] and shape != (84, 84, 4):
+        raise UnsupportedEnvironment(f"an image needs 1 or 3 channels, not {shape}")
+    return True
 
 
 def make_env(env_id: str, video: bool = False) -> gym.Env:
@@ -162,7 +171,11 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
     Atari gets the paper's preprocessing, whatever the id's frame skip, and rewards clipped to their
     sign. Raises UnsupportedEnvironment, or Gymnasium's own errors.
     """
-    atari = gym.spec(env_id).entry_point == "ale_py.env:AtariEnv"
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)  # registers the environment
+    spec = gym.registry.get(name)
+    atari = spec is not None and spec.entry_point == "ale_py.env:AtariEnv"
     kwargs: dict[str, Any] = {"frameskip": 1, "obs_type": "grayscale"} if atari else {}
     try:
         env = gym.make(env_id, **kwargs, **({"render_mode": "rgb_array"} if video else {}))

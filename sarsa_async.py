@@ -36,6 +36,7 @@ Where this file departs from the paper:
 
 import contextlib
 import copy
+import importlib
 import json
 import logging
 import math
@@ -85,7 +86,7 @@ class Args:
     gamma: float = 0.99  # discount per agent step (γ)
     exploration_steps: int = 0  # steps until ε is final; 0: 1M for images, else 25,000
     target_interval: int = 0  # steps between refreshes of θ⁻ (I_target); 0: 10,000 or 250
-    init: Literal["orthogonal", "paper"] = "orthogonal"  # weights; paper: uniform ±1/√fan_in
+    init: Literal["orthogonal", "paper"] = "orthogonal"  # weights for images; paper: uniform
 
     # Optimizer
     learning_rate: float = 0.0  # initial (η), decays to 0; 0: 1.75e-4 for images, else 0.01
@@ -151,14 +152,22 @@ def resize(screen: np.ndarray) -> np.ndarray:
 
 
 def is_image(space: gym.spaces.Box) -> bool:
-    """Whether observations are images: uint8, 0 to 255, sides of at least 32, channels last."""
-    if space.dtype != np.uint8 or len(space.shape) not in (2, 3):
+    """Whether observations are images: uint8, 0 to 255, sides of at least 32, gray or RGB.
+
+    Raises UnsupportedEnvironment if an image has its channels first, or too many of them.
+    """
+    shape = space.shape
+    if space.dtype != np.uint8 or len(shape) not in (2, 3):
         return False
     if space.low.any() or (space.high != 255).any():
         return False
-    if len(space.shape) == 3 and space.shape[0] in (1, 3, 4) and min(space.shape[1:]) >= 32:
-        raise UnsupportedEnvironment(f"an image needs its channels last, not {space.shape}")
-    return min(space.shape[:2]) >= 32 and space.shape[2:] in [(), (1,), (3,), (4,)]
+    if len(shape) == 3 and shape[0] in (1, 3, 4) and min(shape[1:]) >= 32:
+        raise UnsupportedEnvironment(f"an image needs its channels last, not {shape}")
+    if min(shape[:2]) < 32:
+        return False
+    if shape[2:] not in [(), (1,), (3,)] and shape != (84, 84, 4):
+        raise UnsupportedEnvironment(f"an image needs 1 or 3 channels, not {shape}")
+    return True
 
 
 def make_env(env_id: str, video: bool = False) -> gym.Env:
@@ -167,7 +176,11 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
     Atari gets the paper's preprocessing, whatever the id's frame skip, and rewards clipped to their
     sign. Raises UnsupportedEnvironment, or Gymnasium's own errors.
     """
-    atari = gym.spec(env_id).entry_point == "ale_py.env:AtariEnv"
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)  # registers the environment
+    spec = gym.registry.get(name)
+    atari = spec is not None and spec.entry_point == "ale_py.env:AtariEnv"
     kwargs: dict[str, Any] = {"frameskip": 1, "obs_type": "grayscale"} if atari else {}
     try:
         env = gym.make(env_id, **kwargs, **({"render_mode": "rgb_array"} if video else {}))
@@ -250,12 +263,13 @@ def make_network(env: gym.Env, init: str) -> Network:
     else:
         network = FlatNetwork(math.prod(env.observation_space.shape), num_actions)
 
-    if init == "orthogonal":  # PyTorch's default is the paper's
+    # PyTorch's default is the paper's, and better for the MLP.
+    if init == "orthogonal" and isinstance(network, ImageNetwork):
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.orthogonal_(module.weight, gain=2**0.5)
                 nn.init.zeros_(module.bias)
-        nn.init.orthogonal_(network.q.weight, gain=1.0)
+        nn.init.orthogonal_(network.q.weight, gain=0.01)
     return network.to(memory_format=torch.channels_last)  # as the images are: no copies
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark" / "results"
 FIGURES = ROOT / "docs" / "figures"
-COLOURS = {"a3c": "#d95f02", "a2c": "#1b9e77", "nstep_q_async": "#7570b3"}
 GREY = "#808080"  # readable on white and on black
 
 
@@ -36,11 +35,12 @@ FIGURES_TO_DRAW = [
         name=game.lower(),
         game=game,
         curves={
-            f"{script}.py": (f"{game}NoFrameskip-v4__{script}__1/curve.csv", COLOURS[script])
-            for script in ("a3c", "a2c")
+            "a2c.py": (f"{game}NoFrameskip-v4__a2c__1/curve.csv", "#1b9e77"),
+            "a3c.py": (f"{game}NoFrameskip-v4__a3c__1/curve.csv", "#d95f02"),
+            "a3c.py, paper's settings": (f"paper_settings/{game.lower()}_a3c.csv", "#7570b3"),
         },
         level=level,
-        level_label="RL Zoo A2C after 10M steps",
+        level_label="RL Zoo's A2C at 10M",
     )
     for game, level in (("Breakout", 279.8), ("Pong", 17.3))
 ]

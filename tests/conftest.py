@@ -1,6 +1,6 @@
-"""What the tests share: the scripts under test, a run in this process, and a run as a process of its own.
+"""What the tests share: the scripts, a run in this process, and a run as a process of its own.
 
-It imports the packages of requirements.txt only where they are used: test_copies.py needs none of them.
+It imports the packages of requirements.txt only where they are used: test_copies.py needs none.
 """
 
 import contextlib
@@ -21,9 +21,15 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 VALUE_METHODS = ["onestep_q_async", "sarsa_async", "nstep_q_async"]
 SCRIPTS = [*VALUE_METHODS, "a3c", "a2c"]  # in reading order
-# Four files start and watch processes by the same text (test_copies.py): each method with one of them, and with a2c.
-PROCESSES = [(name, method) for name in SCRIPTS for method in ("fork", "spawn", "forkserver")
-             if method == "fork" or name in ("a3c", "a2c")]  # fmt: skip
+# What is the same text in all files (test_copies.py) is tested with these where that takes long.
+FEW = ["nstep_q_async", "a3c", "a2c"]
+OF_FEW = pytest.mark.parametrize("script", FEW, indirect=True)
+OF_ONE = pytest.mark.parametrize("script", ["a3c"], indirect=True)
+PROCESSES = [(name, "fork") for name in FEW] + [
+    pytest.param(name, method, marks=pytest.mark.slow)
+    for name in ("a3c", "a2c")
+    for method in ("spawn", "forkserver")
+]
 # Under spawn, __main__ would be imported again: a command has none to import.
 WITH_METHOD = """import multiprocessing, sys, tyro, {0} as script
 multiprocessing.set_start_method(sys.argv.pop(1))
@@ -41,7 +47,9 @@ def train(script, log_dir, code=0, env_id="toy_envs:Terminates-v0", num_workers=
     """Trains in this process, which saves the imports; returns the only run folder in log_dir."""
     ended = 0
     try:
-        script.main(script.Args(env_id=env_id, num_workers=num_workers, log_dir=str(log_dir), **flags))
+        script.main(
+            script.Args(env_id=env_id, num_workers=num_workers, log_dir=str(log_dir), **flags)
+        )
     except SystemExit as stop:
         ended = stop.code
     assert ended == code
@@ -53,13 +61,15 @@ def train(script, log_dir, code=0, env_id="toy_envs:Terminates-v0", num_workers=
 def trained(script, tmp_path_factory) -> Path:
     """The folder of a finished run: copy it before you change it."""
     flags = {"target_interval": 500} if script.__name__ in VALUE_METHODS else {}
-    return train(script, tmp_path_factory.mktemp("trained"), total_timesteps=4000, gamma=0.9, **flags)
+    return train(
+        script, tmp_path_factory.mktemp("trained"), total_timesteps=4000, gamma=0.9, **flags
+    )
 
 
-def checkpoint(run_dir: Path) -> dict:
+def checkpoint(run_dir: Path, name: str = "checkpoint.pt") -> dict:
     import torch
 
-    return torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    return torch.load(run_dir / name, weights_only=True)
 
 
 def scalars(run_dir: Path, tag: str) -> list[tuple[int, float]]:
@@ -91,19 +101,27 @@ class Run:
         self.started.mkdir(exist_ok=True)
         self.out, self.err = (Path(tempfile.mkstemp(dir=cwd)[1]) for _ in range(2))
         if method in ("spawn", "forkserver"):
-            env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)]), "TOY_DIR": str(self.started)}
+            path = os.pathsep.join([str(ROOT), str(TESTS)])
+            env = {**os.environ, "PYTHONPATH": path, "TOY_DIR": str(self.started)}
             command = [sys.executable, "-c", WITH_METHOD.format(script.__name__), method, *flags]
             with self.out.open("w") as out, self.err.open("w") as err:
                 self.process = subprocess.Popen(
                     command, cwd=cwd, env=env, stdout=out, stderr=err, start_new_session=True
                 )
         else:
-            self.process = multiprocessing.get_context("fork").Process(target=self.run, args=(background,))
+            context = multiprocessing.get_context("fork")
+            self.process = context.Process(target=self.run, args=(background,))
             self.process.start()
         self.pid = self.process.pid
 
     def run(self, background: bool) -> None:
-        """In the child: what `python script.py flags` does after the imports, with & if in the background."""
+        """In the child: what `python script.py flags` does after the imports.
+
+        With background, what a shell does that ignores SIGINT in commands that end with &.
+        """
+        import torch
+
+        torch.set_num_threads = lambda number: None  # a thread pool does not survive a fork
         os.setsid()
         if background:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -111,15 +129,20 @@ class Run:
         os.environ["TOY_DIR"] = str(self.started)
         for number, file in (1, self.out), (2, self.err):
             os.dup2(os.open(file, os.O_WRONLY), number)
-        sys.stdin, sys.stdout, sys.stderr, sys.argv = open(os.devnull), open(1, "w"), open(2, "w"), self.argv
+        sys.stdin, sys.stdout, sys.stderr = open(os.devnull), open(1, "w"), open(2, "w")
+        sys.argv = self.argv
         runpy.run_path(self.argv[0], run_name="__main__")
 
     @property
     def returncode(self) -> int | None:
-        return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
+        if isinstance(self.process, subprocess.Popen):
+            return self.process.poll()
+        return self.process.exitcode
 
-    def workers(self, number: int) -> list[int]:
+    def workers(self, number: int = 2) -> list[int]:
         """Process ids of the workers, once all of them have played the toy that tells."""
+        if self.argv[0].endswith("a2c.py"):
+            number = min(number, len(os.sched_getaffinity(0)))
         wait_for(lambda: len(list(self.started.iterdir())) == number or self.returncode is not None)
         return [int(file.name) for file in self.started.iterdir()]
 

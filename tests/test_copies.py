@@ -1,4 +1,7 @@
-"""The five files share their text: what is the same is the same to the byte, and neighbours differ by the algorithm."""
+"""The five files share their text: what is the same is the same to the byte, in the same order.
+
+Neighbours differ by little more than the algorithm.
+"""
 
 import ast
 import itertools
@@ -7,41 +10,64 @@ import subprocess
 import pytest
 from conftest import ROOT, SCRIPTS
 
-# Where a definition is not the same in all files that have it: its groups of equal copies, in reading order.
-ONE_STEP, VALUE_METHODS = {"onestep_q_async", "sarsa_async"}, {"onestep_q_async", "sarsa_async", "nstep_q_async"}
+# Where a definition is not the same in all files that have it: its groups of equal copies, in
+# reading order.
+ONE_STEP, VALUES = {"onestep_q_async", "sarsa_async"}, {*SCRIPTS[:3]}
+EACH = [{name} for name in SCRIPTS]
+BY_OUTPUTS = [VALUES, {"a3c", "a2c"}]
+BUT_A2C = [{*SCRIPTS} - {"a2c"}, {"a2c"}]
+BY_METHOD = [VALUES, {"a3c"}, {"a2c"}]
 DIFFERENT = {
-    "docstring": [{name} for name in SCRIPTS],
+    "docstring": EACH,
+    "rest": BUT_A2C,
     "Args": [ONE_STEP, {"nstep_q_async"}, {"a3c"}, {"a2c"}],
-    "Network": [VALUE_METHODS, {"a3c"}, {"a2c"}],
-    "Shared": [VALUE_METHODS, {"a3c", "a2c"}],
-    "worker": [{name} for name in SCRIPTS],
-    "check": [{*SCRIPTS} - {"a2c"}, {"a2c"}],
-    "main": [{*SCRIPTS} - {"a2c"}, {"a2c"}],
+    "ImageNetwork": BY_OUTPUTS,
+    "FlatNetwork": BY_OUTPUTS,
+    "make_network": BY_OUTPUTS,
+    "act": BY_METHOD,
+    "Shared": BY_METHOD,
+    "worker": EACH,
+    "evaluate": BUT_A2C,
+    "BOUNDS": BY_OUTPUTS,
+    "validate_args": BUT_A2C,
+    "choose_defaults": BY_METHOD,
+    "start_workers": BUT_A2C,
+    "main": BUT_A2C,
 }
-ORDER = (
-    "docstring, Args, Atari, make_env, Network, convolve, Shared, n_step_returns, worker, learner, bad_input, check, "
-)
-ORDER = f"{ORDER}load_checkpoint, evaluate, main".split(", ")
+ORDER = """
+docstring SCRIPT Args
+UnsupportedEnvironment Atari resize is_image make_env
+ImageNetwork FlatNetwork Network make_network act
+Shared share
+one_step_targets n_step_returns q_loss actor_critic_loss clip_grads
+Buffers worker WorkerLost Environments coordinator
+prepare_worker WorkerLog RunLog StopSignals save_checkpoint load_checkpoint evaluate
+bad_input BOUNDS validate_args choose_defaults
+start_run load_params start_workers watch num_cores main
+""".split()
 # Lines that git counts as added or removed, at most.
 BUDGETS = {
-    ("onestep_q_async", "sarsa_async"): 30,
-    ("sarsa_async", "nstep_q_async"): 60,
-    ("nstep_q_async", "a3c"): 95,
-    ("a3c", "a2c"): 135,
+    ("onestep_q_async", "sarsa_async"): 40,
+    ("sarsa_async", "nstep_q_async"): 80,
+    ("nstep_q_async", "a3c"): 190,
+    ("a3c", "a2c"): 420,
 }
 
 
 def definitions(name: str) -> dict[str, str]:
-    """The text of a file by top-level name; what has none (imports, constants, the guard) is one entry."""
+    """The text of a file by top-level name; what has none (imports, the guard) is one entry."""
     lines = (ROOT / f"{name}.py").read_text().splitlines(keepends=True)
     texts, rest = {}, []
     for index, node in enumerate(ast.parse("".join(lines)).body):
         start = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
         key = "docstring" if index == 0 else getattr(node, "name", None)
+        if isinstance(node, ast.Assign):
+            key = ast.unparse(node.targets[0])
         text = "".join(lines[start - 1 : node.end_lineno])
         texts |= {key: text} if key else {}
         rest += [] if key else [text]
-    return {**texts, "rest": "".join(rest), "header": "".join(itertools.takewhile(lambda line: line[0] == "#", lines))}
+    header = "".join(itertools.takewhile(lambda line: line[0] == "#", lines))
+    return {**texts, "rest": "".join(rest), "header": header}
 
 
 def test_what_is_the_same_is_the_same_to_the_byte():
@@ -62,14 +88,7 @@ def test_the_files_have_the_same_order():
 
 @pytest.mark.parametrize("pair", [*itertools.pairwise(SCRIPTS)])
 def test_neighbours_differ_by_few_lines(pair):
-    command = ["git", "diff", "--no-index", "--numstat", *(ROOT / f"{name}.py" for name in pair)]
-    added, removed, *_ = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    files = [ROOT / f"{name}.py" for name in pair]
+    command = ["git", "diff", "--no-index", "--numstat", *files]
+    added, removed, *_ = subprocess.run(command, capture_output=True, text=True).stdout.split()
     assert 0 < int(added) + int(removed) <= BUDGETS[pair]
-    assert f"| {added} + {removed} |" in (ROOT / "README.md").read_text()  # as its table says
-
-
-def test_readme_counts_the_lines():
-    readme = (ROOT / "README.md").read_text()
-    for name in SCRIPTS:
-        lines = len((ROOT / f"{name}.py").read_text().splitlines())
-        assert any(f"[{name}.py]" in line and f"| {lines} |" in line for line in readme.splitlines())

@@ -1,4 +1,4 @@
-"""Preprocessing: Atari as in the paper, compared with an emulator driven by hand; other images; other boxes."""
+"""Preprocessing: Atari, compared with an emulator driven by hand; other images; other boxes."""
 
 import itertools
 
@@ -6,15 +6,13 @@ import cv2
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import checkpoint, scalars, train
+from conftest import OF_FEW, OF_ONE, checkpoint, scalars, train
 
-# All files have the same text for environments (test_copies.py), so that one stands for all.
-OF_ONE = pytest.mark.parametrize("script", ["a3c"], indirect=True)
 GAMES = ["BreakoutNoFrameskip-v4", "ALE/Breakout-v5", "ALE/SpaceInvaders-v5"]
 
 
 def emulators(script, env_id, seed=1):
-    """The script's environment, its first observation, and an emulator by hand in the same state."""
+    """The script's environment, its first observation, and an emulator in the same state."""
     env, hand = script.make_env(env_id), gym.make(env_id)
     obs, _ = env.reset(seed=seed)
     hand.reset(seed=seed)
@@ -35,7 +33,8 @@ def test_atari_observations(script, env_id):
     env, obs, ale = emulators(script, env_id)
     assert ale.getFloat("repeat_action_probability") == (0.25 if env_id.startswith("ALE/") else 0)
     stack, flickers = [shrink(ale.getScreenGrayscale())] * 4, False
-    assert obs.shape == (84, 84, 4) and obs.dtype == np.uint8 and env.observation_space.contains(obs)
+    assert obs.shape == (84, 84, 4) and obs.dtype == np.uint8
+    assert env.observation_space.contains(obs)
     np.testing.assert_array_equal(obs, np.dstack(stack))
     for _ in range(60):
         before, action = ale.getEpisodeFrameNumber(), env.action_space.sample()
@@ -44,7 +43,8 @@ def test_atari_observations(script, env_id):
         for _ in range(4):
             ale.act(ale.getMinimalActionSet()[action])
             screens.append(ale.getScreenGrayscale())
-        assert env.unwrapped.ale.getEpisodeFrameNumber() == ale.getEpisodeFrameNumber() == before + 4
+        frames = env.unwrapped.ale.getEpisodeFrameNumber()
+        assert frames == ale.getEpisodeFrameNumber() == before + 4
         stack = [*stack[1:], shrink(np.maximum(screens[2], screens[3]))]  # the oldest first
         np.testing.assert_array_equal(obs, np.dstack(stack))
         flickers |= bool((screens[2] > screens[3]).any())
@@ -76,7 +76,7 @@ def test_a_lost_life_is_told_and_the_game_goes_on(script):
         assert terminated == (lives[-1] == 0)
         assert env.unwrapped.ale.getEpisodeFrameNumber() > frames
         frames = env.unwrapped.ale.getEpisodeFrameNumber()
-    assert sorted(set(lives), reverse=True) == [5, 4, 3, 2, 1, 0] and lives == sorted(lives, reverse=True)
+    assert {*lives} == {5, 4, 3, 2, 1, 0} and lives == sorted(lives, reverse=True)
 
 
 @OF_ONE
@@ -90,6 +90,40 @@ def test_games_start_differently(script):
     assert len(set(starts)) > 5 and max(starts) - min(starts) <= 30
 
 
+@OF_ONE
+def test_a_wrapper_registered_around_atari_is_kept(script):
+    env = script.make_env("toy_envs:AtariMinus-v0")
+    assert env.reset(seed=1)[0].shape == (84, 84, 4)
+    steps, info = 0, {}
+    while "episode" not in info:
+        _, reward, _, _, info = env.step(env.action_space.sample())
+        steps += 1
+        assert reward == -1
+    assert -4 * steps <= info["episode"]["r"] <= -4 * (steps - 1)  # each frame costs 1, unclipped
+
+
+@OF_ONE
+def test_max_episode_steps_of_atari_truncates(script):
+    env = script.make_env("toy_envs:AtariShort-v0")
+    env.reset(seed=1)
+    steps, terminated, truncated = 0, False, False
+    while not (terminated or truncated):
+        _, _, terminated, truncated, info = env.step(0)
+        steps += 1
+    assert truncated and not terminated and info["episode"]["l"] == steps
+    assert (100 - 30) / 4 <= steps <= 100 / 4  # 100 frames, of which the reset played up to 30
+
+
+@OF_ONE
+def test_atari_with_all_actions(script):
+    env = script.make_env("toy_envs:AtariFull-v0")
+    env.reset(seed=1)
+    assert env.action_space.n == 18
+    assert env.step(17)[0].shape == (84, 84, 4)
+    assert script.make_network(env, "paper").policy.out_features == 18
+
+
+@OF_FEW
 def test_atari_from_training_to_video(script, tmp_path, capsys):
     flags = dict(env_id="BreakoutNoFrameskip-v4", num_workers=4)
     run_dir = train(script, tmp_path, total_timesteps=3000, **flags)
@@ -107,12 +141,14 @@ def test_atari_from_training_to_video(script, tmp_path, capsys):
     assert (frames[0] != frames[-1]).any()
 
 
+@OF_ONE
 @pytest.mark.parametrize("kind", ["Colour", "Grey", "GreyChannel", "Square"])
 def test_images_that_are_not_atari(script, tmp_path, kind):
     env = script.make_env(f"toy_envs:{kind}-v0")
     stack = [env.reset(seed=1)[0]] + [env.step(0)[0] for _ in range(4)]
     for obs in stack:
-        assert obs.shape == (84, 84, 4) and obs.dtype == np.uint8 and env.observation_space.contains(obs)
+        assert obs.shape == (84, 84, 4) and obs.dtype == np.uint8
+        assert env.observation_space.contains(obs)
     assert (stack[0] == stack[0][..., :1]).all()
     for older, newer in itertools.pairwise(stack):
         np.testing.assert_array_equal(older[..., 1:], newer[..., :3])  # the oldest first
@@ -120,6 +156,11 @@ def test_images_that_are_not_atari(script, tmp_path, kind):
     train(script, tmp_path, env_id=f"toy_envs:{kind}-v0", total_timesteps=100)
 
 
-def test_a_matrix_is_flattened(script, tmp_path):
-    run_dir = train(script, tmp_path, env_id="toy_envs:Matrix-v0", total_timesteps=100)
-    assert len(checkpoint(run_dir)["params"]) > 256 * 2 * 3
+@OF_FEW
+@pytest.mark.parametrize("kind, inputs", [("Matrix", 2 * 3), ("Board", 8 * 8)])
+def test_what_is_no_image_is_flattened(script, tmp_path, kind, inputs):
+    run_dir = train(script, tmp_path, env_id=f"toy_envs:{kind}-v0", total_timesteps=100)
+    params = checkpoint(run_dir)["params"]
+    assert {len(weight[0]) for name, weight in params.items() if "hidden.0.weight" in name} == {
+        inputs
+    }

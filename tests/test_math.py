@@ -1,90 +1,164 @@
-"""What all scripts compute alike: the shared update, the way a gradient takes to it, and repeatable runs."""
+"""What all scripts compute alike: the update, the initial weights, the logs, repeatable runs."""
 
-import importlib
+import math
 
-import numpy as np
 import pytest
 import torch
-from conftest import VALUE_METHODS, checkpoint, train
+from conftest import OF_FEW, VALUE_METHODS, checkpoint, train
 from torch import nn
+
+import a3c
+
+
+def same(one, other):
+    """Whether two dicts of tensors are equal bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_rmsprop_is_equations_8_and_9(script):
     torch.manual_seed(1)
     lr, alpha, eps = 0.01, 0.9, 0.1
-    shared = script.Shared(torch.randn(50), 1)
-    theta, g = shared.params.double(), torch.zeros(50, dtype=torch.float64)
+    shared = script.Shared(nn.Linear(5, 10), 1)
+    theta = {name: param.double() for name, param in shared.params.items()}
+    g = {name: torch.ones_like(param) for name, param in theta.items()}
     for _ in range(20):
-        delta = torch.randn(50)
-        shared.rmsprop_update(delta, lr, alpha, eps)
-        g = alpha * g + (1 - alpha) * delta.double() ** 2
-        theta = theta - lr * delta.double() / (g + eps).sqrt()
-    torch.testing.assert_close(shared.square_avg.double(), g, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(shared.params.double(), theta, rtol=1e-5, atol=1e-6)
+        deltas = {name: torch.randn(param.shape) for name, param in theta.items()}
+        shared.rmsprop_update([*deltas.values()], lr, alpha, eps)
+        for name, delta in deltas.items():
+            g[name] = alpha * g[name] + (1 - alpha) * delta.double() ** 2
+            theta[name] = theta[name] - lr * delta.double() / (g[name] + eps).sqrt()
+    for name in theta:
+        torch.testing.assert_close(shared.square_avg[name].double(), g[name], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(shared.params[name].double(), theta[name], rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_1_2_3_4_arrive_as_1_2_3_4(script):
-    model = script.Network(script.make_env("CartPole-v1"))
-    shared = script.Shared(model.params, 1)
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "toy_envs:Square-v0"])
+def test_gradients_1_2_3_4_arrive_as_1_2_3_4(script, env_id):
+    """With α = 1, g stays 1; with ε = 3 and η = 2, the step is the gradient."""
+    network = script.make_network(script.make_env(env_id), "paper")
+    shared = script.Shared(network, 1)
     for k in 1, 2, 3, 4:
-        model.params.copy_(shared.params)
-        model.grads.zero_()
-        (k * sum(p.sum() for p in model.parameters())).backward()
-        before = shared.params.clone()
-        # With α = 1, g stays 0; with ε = 1, the step is η times the gradient.
-        shared.rmsprop_update(model.grads, 1.0, 1.0, 1.0)
-        torch.testing.assert_close(before - shared.params, torch.full_like(before, k), atol=1e-5, rtol=0)
+        network.load_state_dict(shared.params)
+        before = {name: tensor.clone() for name, tensor in shared.params.items()}
+        loss = k * sum(param.sum() for param in network.parameters())
+        grads = torch.autograd.grad(loss, list(network.parameters()))
+        shared.rmsprop_update(grads, 2.0, 1.0, 3.0)
+        for name, tensor in shared.params.items():
+            step = before[name] - tensor
+            torch.testing.assert_close(step, torch.full_like(step, k), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "toy_envs:Square-v0"])
-def test_flat_vectors_stay_the_parameters_and_gradients(script, env_id):
-    env = script.make_env(env_id)
+def test_the_shared_state_is_a_copy_of_the_network(script):
+    network = script.make_network(script.make_env("CartPole-v1"), "paper")
+    shared = script.Shared(network, 1)
+    assert same(shared.params, network.state_dict())
+    with torch.no_grad():
+        for param in network.parameters():
+            param.zero_()
+    tensors = [shared.params, shared.square_avg, getattr(shared, "target", {})]
+    assert all(tensor.is_shared() for some in tensors for tensor in some.values())
+    assert all(tensor.any() for name, tensor in shared.params.items() if "weight" in name)
+    assert all((tensor == 1).all() for tensor in shared.square_avg.values())
+
+
+def layers(script, env_id, init):
     torch.manual_seed(1)
-    model = script.Network(env)
-    size = sum(p.numel() for p in model.parameters())
-    assert len(model.params) == len(model.grads) == size and model.params.std() > 0.01
-    output = model(torch.as_tensor(np.stack([env.reset(seed=1)[0]] * 3)))
-    (output if torch.is_tensor(output) else output[0] + output[1][:, None]).sum().backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
-    assert model.grads.norm().item() == pytest.approx(1e-3, rel=1e-2)
-    model.params.fill_(7)
-    model.grads.fill_(8)
-    assert all((p.data == 7).all() and (p.grad == 8).all() for p in model.parameters())
+    modules = script.make_network(script.make_env(env_id), init).named_modules()
+    return {name: layer for name, layer in modules if isinstance(layer, nn.Conv2d | nn.Linear)}
 
 
-@pytest.mark.parametrize("name", [*VALUE_METHODS, "a2c"])
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "toy_envs:Square-v0"])
-def test_a_network_can_be_of_parameters_that_are_there(name, env_id):
-    Network, env = (script := importlib.import_module(name)).Network, script.make_env(env_id)
-    theta = Network(env)
-    shared, obs = script.Shared(theta.params, 1), torch.as_tensor(np.stack([env.reset(seed=1)[0]] * 3))
-    model = Network(env, shared.params)
-    assert torch.equal(shared.params, theta.params)
-    shared.params.mul_(2)
-    theta.params.mul_(2)
-    for output, expected in zip(model(obs), theta(obs), strict=True):
-        assert torch.equal(output, expected)
+def test_orthogonal_initial_weights(script, env_id):
+    if script.__name__ in VALUE_METHODS and env_id == "CartPole-v1":
+        expected, network = (layers(script, env_id, init) for init in ("paper", "orthogonal"))
+        assert all(torch.equal(expected[name].weight, network[name].weight) for name in network)
+        return
+    for name, layer in layers(script, env_id, "orthogonal").items():
+        rows = layer.weight.detach().flatten(1)
+        if len(rows) > rows.shape[1]:  # CartPole's hidden layers: 256 rows of 4
+            rows = rows.T
+        gain = {"policy": 0.01, "value": 1.0, "q": 0.01}.get(name, math.sqrt(2))
+        torch.testing.assert_close(rows @ rows.T / gain**2, torch.eye(len(rows)), atol=1e-5, rtol=0)
+        assert not layer.bias.any()
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "toy_envs:Square-v0"])
+def test_the_papers_initial_weights(script, env_id):
+    for layer in layers(script, env_id, "paper").values():
+        bound = 1 / math.sqrt(layer.weight[0].numel())
+        assert 0.9 * bound < layer.weight.abs().max() <= bound
+        assert 0 < layer.bias.abs().max() <= bound
+
+
+def test_clip_grads(script):
+    grads = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]  # norm 5
+    clipped, norm = script.clip_grads(grads, 2.0)
+    assert norm == 5
+    torch.testing.assert_close([*clipped], [torch.tensor([1.2, 0.0]), torch.tensor([[1.6]])])
+    unclipped, norm = script.clip_grads(grads, 5.0)
+    assert norm == 5 and all(map(torch.equal, unclipped, grads))
+    for bad in math.nan, math.inf:
+        with pytest.raises(FloatingPointError):
+            script.clip_grads([*grads, torch.tensor([bad])], 2.0)
+
+
+def test_explained_variance(script):
+    """100 updates are sent as one message; so are the next 100, without the first."""
+    torch.manual_seed(1)
+    sent = []
+    log = script.WorkerLog(sent.append)
+    for part in range(2):
+        returns = [torch.randn(1 + i % 5) for i in range(100)]
+        values = [0.5 * some + torch.randn(len(some)) * (part + 1) / 10 for some in returns]
+        for i in range(100):
+            assert len(sent) == part
+            log.update(1000 * part + i, {"losses/some": i + part}, values[i], returns[i])
+        errors = torch.cat(returns) - torch.cat(values)
+        explained = 1 - errors.var() / torch.cat(returns).var()
+        means = {"losses/some": 49.5 + part, "losses/explained_variance": explained.item()}
+        assert sent[part] == (1000 * part + 99, pytest.approx(means, rel=1e-4))
+
+
+def test_no_variance_to_explain(script):
+    sent = []
+    log = script.WorkerLog(sent.append)
+    for i in range(100):
+        log.update(i, {"losses/some": 1.0}, torch.randn(5), torch.ones(5))
+    assert sent == [(99, {"losses/some": 1.0})]
+
+
+def test_the_logged_terms_of_the_loss_are_means_per_step():
+    logits, values = torch.zeros(3, 4), torch.tensor([1.0, 2.0, 3.0])
+    returns, actions = torch.tensor([2.0, 4.0, 3.0]), torch.tensor([0, 1, 2])
+    loss, stats = a3c.actor_critic_loss(logits, values, actions, returns, 0.1, 0.5)
+    policy, value, entropy = math.log(4) * (1 + 2 + 0) / 3, 0.5 * (1 + 4 + 0) / 3, math.log(4)
+    expected = {"policy_loss": policy, "value_loss": value, "entropy": entropy}
+    assert stats == pytest.approx({f"losses/{term}": mean for term, mean in expected.items()})
+    assert loss.item() == pytest.approx(3 * (policy - 0.1 * entropy + 0.5 * value))
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "toy_envs:Square-v0"])
 def test_one_worker_repeats_a_run_bit_for_bit(script, tmp_path, env_id):
     params = []
     for name, seed in ("first", 1), ("again", 1), ("other", 2):
-        run_dir = train(script, tmp_path / name, env_id=env_id, num_workers=1, total_timesteps=500, seed=seed)
-        params.append(checkpoint(run_dir)["params"])
-    assert torch.equal(params[0], params[1]) and not torch.equal(params[0], params[2])
+        flags = dict(env_id=env_id, num_workers=1, total_timesteps=100, seed=seed)
+        params.append(checkpoint(train(script, tmp_path / name, **flags))["params"])
+    assert same(params[0], params[1]) and not same(params[0], params[2])
 
 
+@OF_FEW
 def test_an_evaluation_repeats(script, tmp_path):
-    flags = dict(env_id="CartPole-v1", evaluate=str(train(script, tmp_path, env_id="CartPole-v1", total_timesteps=500)))
+    flags = dict(env_id="CartPole-v1")
+    run_dir = train(script, tmp_path, total_timesteps=300, **flags)
+    flags |= dict(evaluate=str(run_dir), eval_episodes=5)
     returns = [script.main(script.Args(seed=seed, **flags)) for seed in (1, 1, 2)]
-    assert len(returns[0]) == 10 and returns[0] == returns[1] != returns[2]
+    assert len(returns[0]) == 5 and returns[0] == returns[1] != returns[2]
 
 
 @pytest.mark.parametrize("kinds", [("Terminates", "InPlace"), ("Square", "SquareInPlace")])
 def test_an_environment_may_reuse_its_array(script, tmp_path, kinds):
     params = []
     for kind in kinds:
-        flags = dict(num_workers=1, total_timesteps=100)
-        params.append(checkpoint(train(script, tmp_path / kind, env_id=f"toy_envs:{kind}-v0", **flags))["params"])
-    assert torch.equal(*params)
+        flags = dict(env_id=f"toy_envs:{kind}-v0", num_workers=1, total_timesteps=60)
+        params.append(checkpoint(train(script, tmp_path / kind, **flags))["params"])
+    assert same(*params)

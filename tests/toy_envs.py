@@ -1,5 +1,6 @@
 """Small environments, each for one thing that can go wrong. Use them as toy_envs:Name-v0."""
 
+import multiprocessing
 import os
 import sys
 import time
@@ -25,7 +26,8 @@ class Count(gym.Env):
 
     def step(self, action):
         self.t += 1
-        terminated, truncated = (self.t == self.length and self.end == end for end in ("terminated", "truncated"))
+        over = self.t == self.length
+        terminated, truncated = over and self.end == "terminated", over and self.end == "truncated"
         info = {"life_lost": self.t % self.life == 0} if self.life else {}
         return self.observe(), self.reward(action), terminated, truncated, info
 
@@ -60,6 +62,15 @@ class Matrix(Count):
     observation_space = Box(0, 100, (2, 3), np.float32)
 
 
+class Board(Count):
+    """A small board of zeros and ones, which is no image."""
+
+    observation_space = Box(0, 1, (8, 8), np.uint8)
+
+    def observe(self):
+        return np.full((8, 8), self.t % 2, np.uint8)
+
+
 class Told(Count):
     """Leaves a file named after its process when that has made 600 steps, then may hang."""
 
@@ -91,6 +102,22 @@ class Exits(Count):
 class Crashes(Count):
     def reward(self, action):
         raise ArithmeticError("the toy is broken")
+
+
+class BrokenInit(Count):
+    def __init__(self):
+        raise AttributeError("the toy has no such thing")
+
+
+class StartsProcess(Count):
+    """Starts a process of its own."""
+
+    def __init__(self):
+        super().__init__()
+        process = multiprocessing.get_context("fork").Process(target=int)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
 
 
 class Spoilt(Count):
@@ -132,13 +159,28 @@ class Dict(Count):
         return {"count": super().observe()}
 
 
+def minus_breakout():
+    """Breakout that costs 1 in every frame."""
+    env = gym.make("ALE/Breakout-v5", frameskip=1, obs_type="grayscale")
+    return gym.wrappers.TransformReward(env, lambda reward: -1.0)
+
+
 def register(name, env, *args, **kwargs):
+    # There is no render_mode, as an environment of one's own may have none.
+    gym.register(f"{name}-v0", lambda: env(*args, **kwargs))
+
+
+def register_breakout(name, max_episode_steps=None, **kwargs):
+    """Registers Breakout as Gymnasium's own ids do."""
     gym.register(
-        f"{name}-v0", lambda: env(*args, **kwargs)
-    )  # no render_mode, as an environment of one's own may have it
+        f"{name}-v0",
+        "ale_py.env:AtariEnv",
+        max_episode_steps=max_episode_steps,
+        kwargs={"game": "breakout", **kwargs},
+    )
 
 
-for kind in Told, Hangs, Exits, Crashes, InPlace, Matrix, Dict:
+for kind in Told, Hangs, Exits, Crashes, InPlace, Matrix, Board, BrokenInit, StartsProcess, Dict:
     register(kind.__name__, kind)
 register("Terminates", Count)
 register("Truncates", Count, end="truncated")
@@ -154,4 +196,10 @@ register("Grey", Image, 90, 80)
 register("GreyChannel", Image, 90, 80, 1)
 register("Square", Image, 84, 84)
 register("SquareInPlace", Image, 84, 84, in_place=True)
+register("ChannelsFirst", Image, 3, 84, 84)
+register("RGBA", Image, 90, 80, 4)
+register("AtariMinus", minus_breakout)
+register("AtariSkips", gym.make, "ALE/Breakout-v5")
+register_breakout("AtariShort", max_episode_steps=100)
+register_breakout("AtariFull", full_action_space=True)
 gym.register("NoImages-v0", lambda render_mode: Count())

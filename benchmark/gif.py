@@ -1,0 +1,45 @@
+"""Makes a GIF of the first seconds of a recorded episode.
+
+python a2c.py --evaluate benchmark/results/PongNoFrameskip-v4__a2c__1 --eval-episodes 1 --capture-video
+python benchmark/gif.py VIDEO.mp4 docs/figures/pong.gif
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import tyro
+from PIL import Image
+
+
+@dataclass
+class Args:
+    video: tyro.conf.Positional[Path]
+    """an .mp4 that --capture-video has left"""
+    gif: tyro.conf.Positional[Path]
+    """file to write"""
+    seconds: float = 20.0
+    """length, in seconds of the video"""
+    skip: float = 0.0
+    """seconds to leave out at the start"""
+
+
+def main(args: Args) -> None:
+    video = cv2.VideoCapture(str(args.video))
+    rate = video.get(cv2.CAP_PROP_FPS)
+    images = []
+    for index in range(round(rate * (args.skip + args.seconds))):
+        ok, frame = video.read()
+        if not ok:
+            break
+        if index >= rate * args.skip:
+            colours = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            images.append(Image.fromarray(colours).quantize(16, dither=Image.Dither.NONE))
+    args.gif.parent.mkdir(parents=True, exist_ok=True)
+    duration = round(1000 / rate)
+    images[0].save(args.gif, save_all=True, append_images=images[1:], duration=duration, loop=0)
+    print(f"{args.gif}: {args.gif.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
