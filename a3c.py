@@ -575,7 +575,8 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
         checkpoint = torch.load(file, weights_only=True)
         if checkpoint["script"] != SCRIPT.stem:
             raise ValueError(f"it was written by {checkpoint['script']}.py: use that script")
-        checkpoint["args"] = Args(**checkpoint["args"])
+        flags = {**checkpoint["args"], "resume": "", "evaluate": ""}
+        checkpoint["args"] = Args(**flags)
     except Exception as error:
         bad_input(f"{file} cannot be used as a checkpoint: {error}")
     return checkpoint, file.parent
