@@ -238,7 +238,9 @@ class ImageNetwork(nn.Module):
         self.value = nn.Linear(256, 1)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        x = obs.permute(0, 3, 1, 2).float() / 255  # (B, 4, 84, 84)
+        x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
+        if obs.dtype == torch.uint8:
+            x = x / 255
         x = self.convs(x)  # (B, 32, 9, 9)
         x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256)
         return self.policy(x), self.value(x).squeeze(1)  # (B, num_actions), (B,)
@@ -429,6 +431,8 @@ def worker(
             if over[rank]:
                 episodes.append(info["episode"])
         pipe.send(episodes)
+    for env in envs.values():
+        env.close()
 
 
 class WorkerLost(Exception):
@@ -480,6 +484,14 @@ class Environments:
             ):
                 raise WorkerLost
         return episodes
+
+    def close(self) -> None:
+        """Lets the processes close their environments and end."""
+        for pipe in self.pipes:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.send(False)
+        for process in self.workers.processes:
+            process.join(timeout=5)
 
     def why_lost(self) -> str:
         """The traceback of the lost process, or its signal."""
@@ -882,6 +894,7 @@ def main(args: Args) -> list[float] | None:
             network.to(args.device)
             coordinator(args, shared, network, envs, seeds[0], log, run_dir)
             lost = False
+            envs.close()
         except WorkerLost:
             if not signals.signum:
                 print(f"{SCRIPT.name}: a worker was lost: {envs.why_lost()}", file=sys.stderr)

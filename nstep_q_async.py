@@ -228,7 +228,9 @@ class ImageNetwork(nn.Module):
         self.q = nn.Linear(256, num_actions)
 
     def forward(self, obs: Tensor) -> Tensor:
-        x = obs.permute(0, 3, 1, 2).float() / 255  # (B, 4, 84, 84)
+        x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
+        if obs.dtype == torch.uint8:
+            x = x / 255
         x = self.convs(x)  # (B, 32, 9, 9)
         x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256)
         return self.q(x)  # (B, num_actions)
