@@ -684,7 +684,7 @@ def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
 def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None:
     try:
         network.load_state_dict(checkpoint["params"])
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         bad_input(f"the network in {path} does not fit the environment: check --env-id")
 
 
