@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # as a2c.py does, but before another imports torch
+
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 VALUE_METHODS = ["onestep_q_async", "sarsa_async", "nstep_q_async"]
