@@ -353,8 +353,8 @@ def actor_critic_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²], and its terms.
 
-    logits: (t, num_actions); values, actions and returns: (t,). The policy's gradient does not flow
-    into the advantages R - V.
+    logits: (t, num_actions); values, actions and returns: (t,). The policy's term takes the
+    advantages R - V as constants.
     """
     logprobs = logits.log_softmax(1)  # (t, num_actions)
     chosen = logprobs.gather(1, actions[:, None]).squeeze(1)  # log π(a_i|s_i), (t,)
