@@ -177,8 +177,10 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
     spec = gym.registry.get(name)
     atari = spec is not None and spec.entry_point == "ale_py.env:AtariEnv"
     kwargs: dict[str, Any] = {"frameskip": 1, "obs_type": "grayscale"} if atari else {}
+    if video:
+        kwargs["render_mode"] = "rgb_array"
     try:
-        env = gym.make(env_id, **kwargs, **({"render_mode": "rgb_array"} if video else {}))
+        env = gym.make(env_id, **kwargs)
     except TypeError as error:
         if "render_mode" not in str(error):
             raise
@@ -196,7 +198,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
         if space.shape != env.unwrapped.ale.getScreenDims() or env.unwrapped._frameskip != 1:
             raise UnsupportedEnvironment('register it with frameskip=1 and obs_type="grayscale"')
         env = gym.wrappers.RecordEpisodeStatistics(Atari(env))
-        return gym.wrappers.TransformReward(env, lambda reward: float(np.sign(reward)))
+        return gym.wrappers.TransformReward(env, lambda reward: float(np.sign(float(reward))))
 
     if is_image(space) and space.shape != (84, 84, 4):
         if space.shape[2:] == (3,):
@@ -260,19 +262,22 @@ def make_network(env: gym.Env, init: str) -> Network:
     assert isinstance(env.observation_space, gym.spaces.Box)
     assert isinstance(env.action_space, gym.spaces.Discrete)
     num_actions = int(env.action_space.n)
+    network: Network
     if env.observation_space.shape == (84, 84, 4):
         network = ImageNetwork(num_actions)
     else:
         network = FlatNetwork(math.prod(env.observation_space.shape), num_actions)
 
     if init == "orthogonal":  # PyTorch's default is the paper's
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.orthogonal_(module.weight, gain=2**0.5)
-                nn.init.zeros_(module.bias)
+        for param in network.parameters():
+            if param.ndim == 1:  # a bias
+                nn.init.zeros_(param)
+            else:
+                nn.init.orthogonal_(param, gain=2**0.5)
         nn.init.orthogonal_(network.policy.weight, gain=0.01)
         nn.init.orthogonal_(network.value.weight, gain=1.0)
-    return network.to(memory_format=torch.channels_last)  # as the images are: no copies
+    # The images' own layout saves a copy. PyTorch's type stubs do not know the argument.
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @torch.inference_mode()
@@ -364,7 +369,7 @@ def actor_critic_loss(
     return loss, stats
 
 
-def clip_grads(grads: Sequence[Tensor], max_norm: float) -> tuple[Sequence[Tensor], float]:
+def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor, ...], float]:
     """Scales gradients down to a global norm of at most max_norm; returns them and the norm before.
 
     Raises FloatingPointError if the norm is not finite, before θ is touched.
@@ -374,7 +379,7 @@ def clip_grads(grads: Sequence[Tensor], max_norm: float) -> tuple[Sequence[Tenso
         message = f"the gradient's norm is {norm}: look for NaN in rewards and observations"
         raise FloatingPointError(message)
     if norm > max_norm:
-        grads = [grad * (max_norm / norm) for grad in grads]
+        grads = tuple(grad * (max_norm / norm) for grad in grads)
     return grads, norm
 
 
@@ -394,7 +399,9 @@ def worker(
         updates_before = int(shared.updates.sum())
 
         # Act: up to t_max steps with π(a|s; θ'), or until the episode ends
-        observations, actions, rewards = [np.array(obs)], [], []
+        observations = [np.array(obs)]
+        actions: list[int] = []
+        rewards: list[float] = []
         terminal = truncated = False
         while len(actions) < args.num_steps and not (terminal or truncated):
             action = act(network, obs)
@@ -452,7 +459,9 @@ class WorkerLog:
 
     def __init__(self, send: Callable[[Any], None]):
         self.send = send
-        self.stats, self.values, self.returns = [], [], []
+        self.stats: list[dict[str, float]] = []
+        self.values: list[Tensor] = []
+        self.returns: list[Tensor] = []
 
     def update(self, step: int, stats: dict[str, float], values: Tensor, returns: Tensor) -> None:
         self.stats.append(stats)
@@ -467,7 +476,9 @@ class WorkerLog:
         if returns.var() > 0:
             means["losses/explained_variance"] = 1 - float(errors.var() / returns.var())
         self.send((step, means))
-        self.stats, self.values, self.returns = [], [], []
+        self.stats.clear()
+        self.values.clear()
+        self.returns.clear()
 
     def episode(self, step: int, episode: dict[str, Any]) -> None:
         stats = {"charts/episodic_return": episode["r"], "charts/episodic_length": episode["l"]}
@@ -527,7 +538,9 @@ class StopSignals:
     """
 
     def __init__(self, stop: Tensor):
-        self.stop, self.signum, self.time = stop, 0, math.inf
+        self.stop = stop
+        self.signum = 0
+        self.time = math.inf
 
     def __enter__(self):
         signums = [signal.SIGINT, signal.SIGTERM]
