@@ -52,9 +52,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-os.environ.setdefault(
-    "GOMP_SPINCOUNT", "0"
-)  # idle threads of PyTorch leave their core to the games
+# Idle threads of PyTorch leave their core to the games, but not between two layers.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import ale_py
 import cv2

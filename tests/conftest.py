@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("GOMP_SPINCOUNT", "0")  # as a2c.py does, but before another imports torch
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # tests run beside others
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
