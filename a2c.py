@@ -891,7 +891,10 @@ def main(args: Args) -> list[float] | None:
     if args.evaluate:
         checkpoint, run_dir = load_checkpoint(args.evaluate)
         load_params(network, checkpoint, args.evaluate)
-        return evaluate(args, network, run_dir)
+        try:
+            return evaluate(args, network, run_dir)
+        except gym.error.DependencyNotInstalled as error:
+            bad_input(f"--capture-video: {error}")
 
     shared, run_dir = start_run(args, network)
     start = int(shared.steps.sum())

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import sys
 
 import pytest
 import torch
@@ -85,6 +86,15 @@ def test_a_video_of_what_renders_none(script, capsys, monkeypatch, trained, kind
     flags = {"env_id": f"toy_envs:{kind}-v0", "evaluate": str(trained), "capture_video": True}
     assert told in refuses(script, capsys, monkeypatch, **flags)
     assert not (trained / "videos").exists()
+
+
+@OF_ONE
+def test_a_video_without_its_packages(script, capsys, monkeypatch, trained):
+    monkeypatch.setitem(sys.modules, "moviepy", None)
+    flags = {"env_id": "toy_envs:Images-v0", "evaluate": str(trained), "capture_video": True}
+    assert "--capture-video: MoviePy is not installed" in refuses(
+        script, capsys, monkeypatch, **flags
+    )
 
 
 @OF_ONE

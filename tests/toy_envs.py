@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -203,3 +204,19 @@ register("AtariSkips", gym.make, "ALE/Breakout-v5")
 register_breakout("AtariShort", max_episode_steps=100)
 register_breakout("AtariFull", full_action_space=True)
 gym.register("NoImages-v0", lambda render_mode: Count())
+
+
+class Images(Count):
+    """Renders images."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 15}
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.render_mode = render_mode
+
+    def render(self):
+        return np.zeros((32, 32, 3), np.uint8)
+
+
+gym.register("Images-v0", Images)
