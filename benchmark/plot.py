@@ -3,7 +3,8 @@
     python benchmark/plot.py            draws all figures
     python benchmark/plot.py --check    exits with 1 if a figure is older than its data
 
-Each SVG names the digest of its data, which --check compares; drawing needs matplotlib.
+Where there are several seeds, the line is their mean, and the band reaches from the lowest to the
+highest. Each SVG names the digest of its data, which --check compares; drawing needs matplotlib.
 """
 
 import csv
@@ -13,48 +14,113 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark" / "results"
 FIGURES = ROOT / "docs" / "figures"
 GREY = "#808080"  # readable on white and on black
+COLOURS = {
+    "a2c.py": "#1b9e77",
+    "a3c.py": "#d95f02",
+    "nstep_q_async.py": "#7570b3",
+    "onestep_q_async.py": "#e7298a",
+    "sarsa_async.py": "#66a61e",
+}
+RETURN = "charts/episodic_return", "mean episodic return"
+
+
+@dataclass
+class Curve:
+    label: str
+    pattern: str  # the files of all seeds, in benchmark/results
+    colour: str
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted(RESULTS.glob(self.pattern))
 
 
 @dataclass
 class Figure:
     name: str
-    game: str
-    curves: dict[str, tuple[str, str]]  # label: file, colour
-    level: float  # published return after 10 million steps, dashed
-    level_label: str
-    column: str = "charts/episodic_return"
-    label: str = "mean episodic return"
+    title: str
+    curves: list[Curve]
+    panels: list[tuple[str, str]]  # column and label of each
+    level: float | None = None  # dashed
+    level_label: str = ""
+    end: float = float("inf")  # of the horizontal axis, in millions of steps
+
+
+def scripts(pattern: str) -> list[Curve]:
+    """A curve for each script that has data."""
+    curves = [
+        Curve(script, pattern.format(script.removesuffix(".py")), colour)
+        for script, colour in COLOURS.items()
+    ]
+    return [curve for curve in curves if curve.files]
 
 
 FIGURES_TO_DRAW = [
     Figure(
         name=game.lower(),
-        game=game,
-        curves={
-            "a2c.py": (f"{game}NoFrameskip-v4__a2c__1/curve.csv", "#1b9e77"),
-            "a3c.py": (f"{game}NoFrameskip-v4__a3c__1/curve.csv", "#d95f02"),
-            "a3c.py, paper's settings": (f"paper_settings/{game.lower()}_a3c.csv", "#7570b3"),
-        },
+        title=game,
+        curves=[
+            *scripts(f"{game}NoFrameskip-v4__{{}}__*/curve.csv"),
+            Curve("a3c.py, paper's settings", f"paper_settings/{game.lower()}_a3c.csv", GREY),
+        ],
+        panels=[RETURN],
         level=level,
         level_label="RL Zoo's A2C at 10M",
     )
     for game, level in (("Breakout", 279.8), ("Pong", 17.3))
+] + [
+    Figure(
+        name="cartpole",
+        title="CartPole-v1, 3 seeds",
+        curves=scripts("cartpole/{}__*.csv"),
+        panels=[RETURN],
+        level=500,
+        level_label="the highest possible",
+    ),
+    Figure(
+        name="metrics_actor_critic",
+        title="a2c.py on Breakout",
+        curves=[
+            Curve("defaults", "BreakoutNoFrameskip-v4__a2c__1/curve.csv", "#1b9e77"),
+            Curve("--learning-rate 0.01", "sick/breakout_a2c_eta0.01.csv", "#d95f02"),
+        ],
+        panels=[
+            RETURN,
+            ("losses/entropy", "entropy"),
+            ("losses/explained_variance", "explained variance"),
+            ("losses/grad_norm", "norm of the gradient"),
+        ],
+        end=0.3,
+    ),
+    Figure(
+        name="metrics_value",
+        title="nstep_q_async.py on Breakout",
+        curves=[Curve("defaults", "BreakoutNoFrameskip-v4__nstep_q_async__1/curve.csv", "#7570b3")],
+        panels=[
+            RETURN,
+            ("losses/q_values", "Q of the actions made"),
+            ("losses/td_loss", "TD loss"),
+            ("async/policy_lag", "policy lag in updates"),
+        ],
+    ),
 ]
 
 
-def read(file: Path, column: str) -> tuple[list[float], list[float]]:
-    """Steps and values of a column, without the comment lines and the empty cells."""
+def read(file: Path, column: str) -> dict[float, float]:
+    """Steps in millions, and values of a column without its empty cells."""
     lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
     rows = [row for row in csv.DictReader(lines) if row[column]]
-    return [float(row["step"]) / 1e6 for row in rows], [float(row[column]) for row in rows]
+    return {float(row["step"]) / 1e6: float(row[column]) for row in rows}
 
 
 def digest(figure: Figure) -> str:
-    files = [RESULTS / file for file, _ in figure.curves.values()]
+    files = [file for curve in figure.curves for file in curve.files]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -65,17 +131,30 @@ def draw(figure: Figure) -> None:
     matplotlib.rcParams.update({"svg.hashsalt": figure.name, "text.color": GREY, "font.size": 11})
     from matplotlib import pyplot as plt
 
-    canvas, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    for label, (file, colour) in figure.curves.items():
-        axes.plot(*read(RESULTS / file, figure.column), color=colour, label=label, linewidth=1.8)
-    axes.axhline(figure.level, color=GREY, linestyle="--", linewidth=1, label=figure.level_label)
-    axes.set_title(figure.game, color=GREY)
-    axes.set_xlabel("agent steps in millions", color=GREY)
-    axes.set_ylabel(figure.label, color=GREY)
-    axes.tick_params(colors=GREY)
-    for spine in axes.spines.values():
-        spine.set_color(GREY)
-    axes.legend(frameon=False, labelcolor=GREY, fontsize=9)
+    columns = min(2, len(figure.panels))
+    rows = len(figure.panels) // columns
+    size = (5 * columns, 3.2 if rows == 1 else 2.5 * rows)
+    canvas, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axes, (column, label) in zip(grid.flat, figure.panels, strict=True):
+        for curve in figure.curves:
+            seeds = [read(file, column) for file in curve.files]
+            steps = [s for s in sorted(set.intersection(*map(set, seeds))) if s <= figure.end]
+            values = np.array([[seed[step] for step in steps] for seed in seeds])
+            axes.plot(steps, values.mean(0), color=curve.colour, label=curve.label, linewidth=1.8)
+            if len(seeds) > 1:
+                low, high = values.min(0), values.max(0)
+                axes.fill_between(steps, low, high, color=curve.colour, alpha=0.2, linewidth=0)
+        if figure.level is not None:
+            axes.axhline(
+                figure.level, color=GREY, linestyle="--", linewidth=1, label=figure.level_label
+            )
+        axes.set_xlabel("agent steps in millions", color=GREY)
+        axes.set_ylabel(label, color=GREY)
+        axes.tick_params(colors=GREY)
+        for spine in axes.spines.values():
+            spine.set_color(GREY)
+    canvas.suptitle(figure.title, color=GREY, fontsize=12)
+    grid.flat[0].legend(frameon=False, labelcolor=GREY, fontsize=9)
     FIGURES.mkdir(exist_ok=True, parents=True)
     metadata = {"Date": None, "Description": f"data: {digest(figure)}"}
     canvas.savefig(FIGURES / f"{figure.name}.svg", transparent=True, metadata=metadata)
