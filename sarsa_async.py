@@ -142,7 +142,7 @@ class Atari(gym.Wrapper):
                 break
 
         # Some games draw their sprites in every other frame only.
-        self.stack.append(resize(np.maximum(screens[-1], screens[-2:][0])))
+        self.stack.append(resize(np.max(screens[-2:], axis=0)))
         info["life_lost"] = self.ale.lives() < lives
         return cv2.merge([*self.stack]), total_reward, terminated, truncated, info
 

@@ -1,6 +1,5 @@
 """The figures of README and docs are drawn from the data in the repository, and are not older."""
 
-import re
 import subprocess
 import sys
 
@@ -11,10 +10,3 @@ def test_figures_are_drawn_from_the_data_as_it_is():
     command = [sys.executable, "benchmark/plot.py", "--check"]
     check = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert check.returncode == 0, check.stderr
-
-
-def test_links_in_readme_and_docs_lead_to_files():
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md"]:
-        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-            if "://" not in link:
-                assert (page.parent / link).exists(), f"{page.name}: {link}"
