@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import tyro
 from curve import PACKAGES, machine, version
 
@@ -41,12 +42,9 @@ def main(args: Args) -> None:
         command += ["--eval-episodes", str(args.eval_episodes)]
         out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         mean, deviation = re.search(r"return (-?[\d.]+) ± ([\d.]+)", out).groups()
-        steps = last_step(run_dir / "curve.csv")
+        checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+        steps = int(checkpoint["steps"].sum())
         print(run_dir.name, steps, args.eval_episodes, mean, deviation, sep=",", flush=True)
-
-
-def last_step(curve: Path) -> str:
-    return curve.read_text().splitlines()[-1].split(",")[0]
 
 
 if __name__ == "__main__":
