@@ -35,7 +35,6 @@ Where this file departs from A3C's published settings:
 import contextlib
 import copy
 import importlib
-import itertools
 import json
 import logging
 import math
@@ -48,6 +47,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -506,6 +506,38 @@ class Environments:
         return "an environment has ended its worker"
 
 
+@dataclass
+class Segments:
+    """A segment of each environment, by rank, and the episodes that ended in them."""
+
+    observations: list[list[Tensor]]
+    actions: list[list[int]]
+    rewards: list[list[float]]
+    episodes: list[dict[str, Any]]
+
+
+def play_segments(args: Args, network: Network, envs: Environments) -> Segments:
+    """Plays up to t_max steps of each environment, or until its episode ends, in one batch."""
+    observations: list[list[Tensor]] = [[] for _ in range(args.num_workers)]
+    actions: list[list[int]] = [[] for _ in range(args.num_workers)]
+    rewards: list[list[float]] = [[] for _ in range(args.num_workers)]
+    episodes: list[dict[str, Any]] = []
+
+    playing = [*range(args.num_workers)]
+    while playing:
+        obs = envs.obs[playing]  # (len(playing), ...), a copy
+        drawn = act(network, obs.to(args.device))
+        episodes += envs.step(dict(zip(playing, drawn, strict=True)))
+
+        for rank, state, action in zip(playing, obs, drawn, strict=True):
+            observations[rank].append(state)
+            actions[rank].append(action)
+            rewards[rank].append(float(envs.rewards[rank]))
+        ended = envs.terminal | envs.over
+        playing = [r for r in playing if len(actions[r]) < args.num_steps and not ended[r]]
+    return Segments(observations, actions, rewards, episodes)
+
+
 def coordinator(
     args: Args,
     shared: Shared,
@@ -517,7 +549,6 @@ def coordinator(
 ) -> None:
     """Acts in all environments and learns from all segments at once, until T_max or a signal."""
     random.seed(seed)
-    ranks = range(args.num_workers)
     update_log = WorkerLog(lambda message: log.add(*message))
     last_save = time.monotonic()
     envs.receive()
@@ -526,42 +557,22 @@ def coordinator(
         # Snapshot: the network on --device ← θ
         network.load_state_dict(shared.params)
 
-        # Act: one batch for all, up to t_max steps of each, or until its episode ends
-        observations: list[list[Tensor]] = [[] for _ in ranks]
-        actions: list[list[int]] = [[] for _ in ranks]
-        rewards: list[list[float]] = [[] for _ in ranks]
-        episodes: list[dict[str, Any]] = []
-        acting = [*ranks]
-        while acting:
-            obs = envs.obs[acting]  # (B, ...), a copy
-            drawn = act(network, obs.to(args.device))
-            episodes += envs.step(dict(zip(acting, drawn, strict=True)))
-            for rank, state, action in zip(acting, obs, drawn, strict=True):
-                observations[rank].append(state)
-                actions[rank].append(action)
-                rewards[rank].append(float(envs.rewards[rank]))
-            acting = [
-                rank
-                for rank in acting
-                if len(actions[rank]) < args.num_steps
-                and not (envs.terminal[rank] or envs.over[rank])
-            ]
+        # Act: up to t_max steps of each environment, in one batch
+        segments = play_segments(args, network, envs)
 
-        # Learn: Δθ from one pass over all segments, and the states to bootstrap from
-        states = torch.stack([*itertools.chain(*observations), *envs.obs])  # (t + num_workers, ...)
-        chosen = torch.tensor([*itertools.chain(*actions)], device=args.device)  # (t,)
-        t = len(chosen)
-        logits, values = network(
-            states.to(args.device)
-        )  # (t + num_workers, num_actions), (t + ...,)
+        # Learn: Δθ from one pass over the t steps of all segments, and the states to bootstrap from
+        states = torch.stack([*chain(*segments.observations), *envs.obs])  # (t + num_workers, ...)
+        actions = torch.tensor([*chain(*segments.actions)], device=args.device)  # (t,)
+        t = len(actions)
+        logits, values = network(states.to(args.device))  # (t + num_workers, ...) each
         bootstraps = values[t:].tolist()
         targets: list[float] = []
-        for rank in ranks:
+        for rank, rewards in enumerate(segments.rewards):
             bootstrap = 0.0 if envs.terminal[rank] else bootstraps[rank]
-            targets += n_step_returns(rewards[rank], bootstrap, args.gamma)
+            targets += n_step_returns(rewards, bootstrap, args.gamma)
         returns = torch.tensor(targets, device=args.device)  # (t,)
         loss, stats = actor_critic_loss(
-            logits[:t], values[:t], chosen, returns, args.ent_coef, args.vf_coef
+            logits[:t], values[:t], actions, returns, args.ent_coef, args.vf_coef
         )
         grads = torch.autograd.grad(loss, list(network.parameters()))
         grads, grad_norm = clip_grads(grads, args.max_grad_norm)
@@ -571,12 +582,12 @@ def coordinator(
         cpu_grads = [grad.cpu() for grad in grads]
         shared.rmsprop_update(cpu_grads, learning_rate, args.rms_alpha, args.rms_eps)
         shared.updates[0] += 1
-        shared.steps += torch.tensor([len(segment) for segment in actions])
+        shared.steps += torch.tensor([len(rewards) for rewards in segments.rewards])
 
         # Log
         stats |= {"losses/grad_norm": grad_norm, "charts/learning_rate": learning_rate}
         update_log.update(step + t, stats, values[:t], returns)
-        for episode in episodes:
+        for episode in segments.episodes:
             update_log.episode(step + t, episode)
         log.progress(step + t)
         if time.monotonic() > last_save + args.checkpoint_interval:
@@ -585,7 +596,7 @@ def coordinator(
 
         # Reset the environments whose episode has ended
         if envs.over.any():
-            envs.step({rank: Buffers.RESET for rank in ranks if envs.over[rank]})
+            envs.step({rank: Buffers.RESET for rank in envs.over.nonzero()[0]})
 
 
 # Running it
