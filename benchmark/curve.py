@@ -3,8 +3,8 @@
     python benchmark/curve.py runs/NAME [--commit REV ...] >benchmark/results/NAME.csv
 
 A comment block heads it: the machine, versions, commit, command and seed of the run. A row is the
-mean over --bin agent steps. Where a run was killed and resumed from an older checkpoint, the steps
-made twice count once.
+mean over --bin agent steps. The last steps, which do not fill a row, are left out. Where a run was
+killed and resumed from an older checkpoint, the steps made twice count once.
 """
 
 import json
@@ -91,7 +91,7 @@ def main(args: Args) -> None:
     print(f"# seed: {run_args['seed']}")
     print(f"# written by: python benchmark/curve.py runs/NAME --bin {args.bin}")
     print("step,episodes," + ",".join(tags))
-    for low in range(begun, int(returns[-1, 0]), args.bin):
+    for low in range(begun, int(returns[-1, 0]) - args.bin + 1, args.bin):
         rows = {
             tag: c[(c[:, 0] > low) & (c[:, 0] <= low + args.bin), 1] for tag, c in columns.items()
         }
