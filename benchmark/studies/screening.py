@@ -1,6 +1,6 @@
 """Tries settings of a2c.py on one core, and logs what tells early whether a network learns.
 
-    python benchmark/screening.py --name pong_eps1e-5 --env-id PongNoFrameskip-v4 --rms-eps 1e-5
+    python benchmark/studies/screening.py --name pong_eps1e-5 --env-id PongNoFrameskip-v4 --rms-eps 1e-5
 
 It computes what a2c.py does, with all environments in one process, so that two runs fill two cores.
 Every 50,000 steps it writes a row to benchmark/results/screening/NAME.csv:
@@ -24,12 +24,14 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path += [str(ROOT), str(ROOT / "benchmark")]
 from curve import PACKAGES, machine, version
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import a2c
 
-RESULTS = Path(__file__).parent / "results" / "screening"
+RESULTS = ROOT / "benchmark" / "results" / "screening"
 COLUMNS = "step,return,episodes,ev,units_conv,units_hidden,spread,entropy,grad_norm,rms_g"
 
 
@@ -103,7 +105,7 @@ def main(args: Args) -> None:
     file = (RESULTS / f"{args.name}.csv").open("w")
     print(f"# machine: {machine()}", file=file)
     print("# versions: " + ", ".join(f"{p} {version(p)}" for p in PACKAGES), file=file)
-    print(f"# written by: python benchmark/screening.py; {asdict(args)}", file=file)
+    print(f"# written by: python benchmark/studies/screening.py; {asdict(args)}", file=file)
     writer = csv.writer(file)
     writer.writerow(COLUMNS.split(","))
 
