@@ -1,7 +1,7 @@
 """Measures the three ways to start processes: seconds from launch until every worker has updated,
 and MB of memory per further worker (proportional set size: a page of n processes counts as 1/n).
 
-    python benchmark/studies/processes.py --out benchmark/results/processes.csv
+    python benchmark/processes.py --out benchmark/results/processes.csv
 
 Launches each method in turn, --repeats times, on an idle machine. Linux only: it reads /proc.
 """
@@ -18,11 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.append(str(ROOT / "benchmark"))
 from curve import PACKAGES, machine, version
 
+ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = """
 import multiprocessing, sys, time
 if __name__ == "__main__":
@@ -120,7 +118,7 @@ def main(args: Args) -> None:
         )
         print(f"# commit: {head}", file=file)
         print(
-            f"# command: python benchmark/studies/processes.py --out {args.out} --repeats {args.repeats}",
+            f"# command: python benchmark/processes.py --out {args.out} --repeats {args.repeats}",
             file=file,
         )
         writer = csv.writer(file)
