@@ -146,7 +146,10 @@ def draw(figure: Figure) -> None:
         for spine in axes.spines.values():
             spine.set_color(GREY)
     canvas.suptitle(figure.title, color=GREY, fontsize=12)
-    grid.flat[0].legend(frameon=False, labelcolor=GREY, fontsize=9)
+    top = 1 if figure.level is None else 0.92  # clear of the level's line
+    grid.flat[0].legend(
+        loc="upper left", bbox_to_anchor=(0, top), frameon=False, labelcolor=GREY, fontsize=9
+    )
     FIGURES.mkdir(exist_ok=True, parents=True)
     metadata = {"Date": None, "Description": f"data: {digest(figure)}"}
     canvas.savefig(FIGURES / f"{figure.name}.svg", transparent=True, metadata=metadata)
