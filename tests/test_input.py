@@ -89,9 +89,10 @@ def test_a_video_of_what_renders_none(script, capsys, monkeypatch, trained, kind
 
 
 @OF_ONE
-def test_a_video_without_its_packages(script, capsys, monkeypatch, trained):
+def test_a_video_without_its_packages(script, capsys, monkeypatch, trained, tmp_path):
     monkeypatch.setitem(sys.modules, "moviepy", None)
-    flags = {"env_id": "toy_envs:Images-v0", "evaluate": str(trained), "capture_video": True}
+    run_dir = str(shutil.copytree(trained, tmp_path / "run"))  # a folder for videos is made in it
+    flags = {"env_id": "toy_envs:Images-v0", "evaluate": run_dir, "capture_video": True}
     assert "--capture-video: MoviePy is not installed" in refuses(
         script, capsys, monkeypatch, **flags
     )
