@@ -64,6 +64,7 @@ from tqdm import tqdm
 SCRIPT = Path(__file__)
 torch.set_num_threads(1)  # one core per process; a thread pool would not survive a fork
 cv2.setNumThreads(0)
+torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
 
 
 # Arguments

@@ -4,9 +4,11 @@
 
 A comment block heads it: the machine, versions, commit, command and seed of the run. A row is the
 mean over --bin agent steps. The last steps, which do not fill a row, are left out. Where a run was
-killed and resumed from an older checkpoint, the steps made twice count once.
+killed and resumed from an older checkpoint, the steps made twice count once. --earlier takes the rows
+before a resume from the CSV of the run's earlier part, whose events are no longer there.
 """
 
+import csv
 import json
 import os
 import platform
@@ -32,6 +34,8 @@ class Args:
     """commits that the run was made with, in order (default: the working tree's)"""
     bin: int = 50_000
     """agent steps to a row"""
+    earlier: Path | None = None
+    """CSV of the run up to where its events begin"""
 
 
 def machine() -> str:
@@ -63,6 +67,13 @@ def command(script: str, run_args: dict) -> str:
     return shlex.join(["python", f"{script}.py", *words])
 
 
+def read(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """The header and the rows of a CSV that this program wrote."""
+    lines = path.read_text().splitlines()
+    header = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
+    return header, list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
 def main(args: Args) -> None:
     run_args = json.loads((args.run_dir / "args.json").read_text())
     script = args.run_dir.name.split("__")[1]
@@ -76,21 +87,34 @@ def main(args: Args) -> None:
     columns = {tag: np.array([(e.step, e.value) for e in events.Scalars(tag)]) for tag in tags}
     returns = columns["charts/episodic_return"]
 
-    print(f"# machine: {machine()}")
-    print(
-        f"# versions: python {platform.python_version()}, "
-        + ", ".join(f"{p} {version(p)}" for p in PACKAGES)
-    )
-    print(f"# commit: {' then '.join(args.commit or [head])}")
     first = int(min(column[0, 0] for column in columns.values()))
     begun = first // args.bin * args.bin
-    print(
-        f"# command: {command(script, run_args)}"
-        + f"; resumed at agent step {first:,}" * bool(begun)
-    )
-    print(f"# seed: {run_args['seed']}")
-    print(f"# written by: python benchmark/curve.py runs/NAME --bin {args.bin}")
+    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    header = {
+        "machine": machine(),
+        "versions": f"python {platform.python_version()}, {packages}",
+        "commit": " then ".join(args.commit or [head]),
+        "command": command(script, run_args) + f"; resumed at agent step {begun:,}" * bool(begun),
+        "seed": run_args["seed"],
+        "written by": f"python benchmark/curve.py runs/NAME --bin {args.bin}",
+    }
+    rows_before = []
+    if args.earlier:
+        before, rows_before = read(args.earlier)
+        header["command"] = before["command"]
+        for name in "machine", "versions", "commit":
+            if header[name] not in before[name].split(" then "):
+                header[name] = f"{before[name]} then {header[name]}"
+            else:
+                header[name] = before[name]
+        header["written by"] += " --earlier curve.csv"
+
+    for name, value in header.items():
+        print(f"# {name}: {value}")
     print("step,episodes," + ",".join(tags))
+    for row in rows_before:
+        if int(row["step"]) <= begun:
+            print(",".join(row.get(name, "") for name in ("step", "episodes", *tags)))
     for low in range(begun, int(returns[-1, 0]) - args.bin + 1, args.bin):
         rows = {
             tag: c[(c[:, 0] > low) & (c[:, 0] <= low + args.bin), 1] for tag, c in columns.items()

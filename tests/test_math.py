@@ -32,6 +32,15 @@ def test_rmsprop_is_equations_8_and_9(script):
         torch.testing.assert_close(shared.params[name].double(), theta[name], rtol=1e-5, atol=1e-6)
 
 
+def test_g_of_a_dead_unit_becomes_0(script):
+    """Not a denormal, which slows down every further update."""
+    shared = script.Shared(nn.Linear(5, 10), 1)
+    no_grads = [torch.zeros_like(param) for param in shared.params.values()]
+    for _ in range(20):
+        shared.rmsprop_update(no_grads, 0.01, 1e-2, 0.1)
+    assert not any(g.any() for g in shared.square_avg.values())
+
+
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "toy_envs:Square-v0"])
 def test_gradients_1_2_3_4_arrive_as_1_2_3_4(script, env_id):
     """With α = 1, g stays 1; with ε = 3 and η = 2, the step is the gradient."""
