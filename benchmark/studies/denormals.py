@@ -6,6 +6,7 @@ The mean square g of a parameter whose gradient is always 0 shrinks by α with e
 among the denormal numbers, where arithmetic is slow on some processors. It needs an idle machine.
 """
 
+import platform
 import statistics
 import subprocess
 import sys
@@ -42,11 +43,13 @@ def seconds_per_update(checkpoint: dict, flush: bool) -> float:
 def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     print(f"# machine: {machine()}")
-    print(f"# versions: {', '.join(f'{package} {version(package)}' for package in PACKAGES)}")
+    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    print(f"# versions: python {platform.python_version()}, {packages}")
     print(f"# commit: {commit.strip()}")
     print("# command: python benchmark/studies/denormals.py")
     print("run,denormal_share,ms_with_denormals,ms_flushed")
     for path in sorted((ROOT / "benchmark/results").glob("*/checkpoint.pt")):
+        torch.set_flush_denormal(False)  # with it they would count as 0
         checkpoint = torch.load(path, weights_only=True)
         g = torch.cat([tensor.flatten() for tensor in checkpoint["square_avg"].values()])
         denormal = (g > 0) & (g < torch.finfo(g.dtype).smallest_normal)
