@@ -20,6 +20,8 @@ acts for all environments in one batch, and learns from all their segments at on
     python a2c.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
     python a2c.py --evaluate runs/NAME --capture-video
 
+Explained, with its results, in docs/algorithms/a2c.md.
+
 Processes step the environments, as many as there are cores. How many does not change the result:
 a run repeats bit for bit on the same machine. With one environment it computes what a3c.py computes
 with one worker, given the same flags.

@@ -18,6 +18,8 @@ Every worker is a process with its own environment. It repeats, without waiting 
     python a3c.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
     python a3c.py --evaluate runs/NAME --capture-video
 
+Explained, with its results, in docs/algorithms/a3c.md.
+
 Where this file departs from the paper:
 - Orthogonal initial weights, a small ε with a small η, and g starting at 1 learn Atari several
   times faster. The paper's: --init paper --learning-rate 7e-4 --rms-eps 0.1.

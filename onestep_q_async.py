@@ -19,6 +19,8 @@ Every worker is a process with its own environment. It repeats, without waiting 
     python onestep_q_async.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
     python onestep_q_async.py --evaluate runs/NAME --capture-video
 
+Explained, with its results, in docs/algorithms/onestep_q_async.md.
+
 Where this file departs from the paper:
 - Orthogonal initial weights, a small ε with a small η, and g starting at 1, as in a3c.py. The
   paper's: --init paper --learning-rate 7e-4 --rms-eps 0.1.
