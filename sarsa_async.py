@@ -22,8 +22,9 @@ Every worker is a process with its own environment. It repeats, without waiting 
 Explained, with its results, in docs/algorithms/sarsa_async.md.
 
 Where this file departs from the paper:
-- Orthogonal initial weights, a small ε with a small η, and g starting at 1, as in a3c.py. The
-  paper's: --init paper --learning-rate 7e-4 --rms-eps 0.1.
+- Orthogonal initial weights, a small ε with a small η, and a g that starts at 1 and is a mean over
+  more updates, as in a3c.py. The paper's: --init paper --learning-rate 7e-4 --rms-eps 0.1
+  --rms-alpha 0.99.
 - Algorithm 1 reads the shared θ itself. The snapshot θ' keeps other workers from changing it
   between the forward and the backward pass of a batch. With one worker there is no difference.
 - The steps to an update are counted from the last one; Algorithm 1 counts from the worker's start.
@@ -93,7 +94,7 @@ class Args:
 
     # Optimizer
     learning_rate: float = 0.0  # initial (η), decays to 0; 0: 1.75e-4 for images, else 0.01
-    rms_alpha: float = 0.99  # decay of RMSProp's mean square, per update (α)
+    rms_alpha: float = 0.0  # decay of RMSProp's g per update (α); 0: 0.9994 for images, else 0.99
     rms_eps: float = 0.0  # added under RMSProp's root (ε); 0: 6e-7 for images, else 0.1
     max_grad_norm: float = 40.0  # gradients are scaled down to this global norm (from the authors)
 
@@ -668,6 +669,7 @@ def choose_defaults(args: Args, images: bool) -> Args:
         args,
         total_timesteps=args.total_timesteps or (10_000_000 if images else 100_000),
         learning_rate=args.learning_rate or (1.75e-4 if images else 0.01),
+        rms_alpha=args.rms_alpha or (0.9994 if images else 0.99),
         rms_eps=args.rms_eps or (6e-7 if images else 0.1),
         exploration_steps=args.exploration_steps or (1_000_000 if images else 25_000),
         target_interval=args.target_interval or (10_000 if images else 250),

@@ -360,7 +360,7 @@ def test_n_step_q_with_one_step_is_one_step_q(tmp_path, env_id):
 @pytest.mark.parametrize("env_id", ["CartPole-v1", *TOYS[1:]])
 def test_a2c_with_one_worker_is_a3c_with_one_worker(tmp_path, env_id):
     flags = dict(env_id=env_id, num_workers=1, total_timesteps=150)
-    flags |= dict(learning_rate=1e-3, rms_eps=1e-3)
+    flags |= dict(learning_rate=1e-3, rms_alpha=0.99, rms_eps=1e-3)
     one, other = (checkpoint(train(s, tmp_path / s.__name__, **flags)) for s in (a3c, a2c))
     assert same(one["params"], other["params"]) and same(one["square_avg"], other["square_avg"])
     assert int(one["updates"].sum()) == int(other["updates"].sum()) >= 30

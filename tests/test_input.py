@@ -108,6 +108,8 @@ def test_what_0_stands_for(script):
     names = ["total_timesteps", "learning_rate", "rms_eps"]
     if script.__name__ in VALUE_METHODS:
         names += ["exploration_steps", "target_interval"]
+    if script.__name__ != "a2c":
+        names += ["rms_alpha"]
     chosen = [
         script.validate_args(script.Args(env_id=env_id))[0]
         for env_id in ("CartPole-v1", "toy_envs:Square-v0")
@@ -116,8 +118,9 @@ def test_what_0_stands_for(script):
         assert getattr(script.Args(), name) == 0
         flat, image = (getattr(args, name) for args in chosen)
         assert 0 < flat != image > 0
-        kept = script.validate_args(script.Args(env_id="CartPole-v1", **{name: 7}))[0]
-        assert getattr(kept, name) == 7
+        given = 0.7 if name == "rms_alpha" else 7
+        kept = script.validate_args(script.Args(env_id="CartPole-v1", **{name: given}))[0]
+        assert getattr(kept, name) == given
 
 
 def test_a_whole_number_will_do_for_a_fraction(script, tmp_path):
