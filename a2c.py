@@ -457,7 +457,7 @@ class Environments:
         stop: Tensor,
     ):
         self.workers, self.pipes, self.buffers, self.stop = workers, pipes, buffers, stop
-        self.obs = buffers.obs
+        self.obs = buffers.obs.numpy()
         self.rewards = buffers.rewards.numpy()
         self.terminal, self.over = buffers.terminal.numpy(), buffers.over.numpy()
 
@@ -528,7 +528,7 @@ def play_segments(args: Args, network: Network, envs: Environments) -> Segments:
 
     playing = [*range(args.num_workers)]
     while playing:
-        obs = envs.obs[playing]  # (len(playing), ...), a copy
+        obs = torch.from_numpy(envs.obs[playing])  # (len(playing), ...), a copy
         drawn = act(network, obs.to(args.device))
         episodes += envs.step(dict(zip(playing, drawn, strict=True)))
 
@@ -564,7 +564,8 @@ def coordinator(
         segments = play_segments(args, network, envs)
 
         # Learn: Δθ from one pass over the t steps of all segments, and the states to bootstrap from
-        states = torch.stack([*chain(*segments.observations), *envs.obs])  # (t + num_workers, ...)
+        last = torch.from_numpy(envs.obs)  # (num_workers, ...), to bootstrap from
+        states = torch.stack([*chain(*segments.observations), *last])  # (t + num_workers, ...)
         actions = torch.tensor([*chain(*segments.actions)], device=args.device)  # (t,)
         t = len(actions)
         logits, values = network(states.to(args.device))  # (t + num_workers, ...) each

@@ -53,13 +53,10 @@ class FakeEnvironments:
     def __init__(self, envs, seed):
         self.envs = envs
         buffers = a2c.Buffers(envs[0], len(envs))
-        self.obs, self.rewards = buffers.obs, buffers.rewards.numpy()
+        self.obs, self.rewards = buffers.obs.numpy(), buffers.rewards.numpy()
         self.terminal, self.over = buffers.terminal.numpy(), buffers.over.numpy()
         for rank, env in enumerate(envs):
-            self.see(rank, env.reset(seed=seed + rank)[0])
-
-    def see(self, rank, obs):
-        self.obs[rank] = torch.as_tensor(obs)
+            self.obs[rank], _ = env.reset(seed=seed + rank)
 
     def receive(self):
         return []
@@ -69,12 +66,12 @@ class FakeEnvironments:
         for rank, action in actions.items():
             if action == a2c.Buffers.RESET:
                 assert self.over[rank]
-                self.see(rank, self.envs[rank].reset()[0])
+                self.obs[rank], _ = self.envs[rank].reset()
                 self.over[rank] = False
             else:
                 assert not self.over[rank]
-                obs, self.rewards[rank], terminated, truncated, info = self.envs[rank].step(action)
-                self.see(rank, obs)
+                step = self.envs[rank].step(action)
+                self.obs[rank], self.rewards[rank], terminated, truncated, info = step
                 self.terminal[rank] = terminated or info.get("life_lost", False)
                 self.over[rank] = terminated or truncated
                 episodes += [info["episode"]] if self.over[rank] else []
