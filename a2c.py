@@ -22,9 +22,9 @@ acts for all environments in one batch, and learns from all their segments at on
 
 Explained, with its results, in docs/algorithms/a2c.md.
 
-Processes step the environments, as many as there are cores. How many does not change the result:
-a run repeats bit for bit on the same machine. With one environment it computes what a3c.py computes
-with one worker, given the same flags.
+As many processes as there are cores step the environments. On the same cores of a CPU, a run
+repeats bit for bit. With one environment it computes what a3c.py computes with one worker, given
+the same flags.
 
 Where this file departs from A3C's published settings:
 - Orthogonal initial weights, a small ε, and g starting at 1 learn Atari several times faster. The
@@ -49,12 +49,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from itertools import chain
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-# Idle threads of PyTorch leave their core to the games, but not between two layers.
+# Idle threads of PyTorch spin until the next layer, but not for as long as the games run.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import ale_py
@@ -68,7 +69,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT = Path(__file__)
+SCRIPT = Path(__file__)  # its name is in checkpoints: a renamed copy refuses the original's
 torch.set_num_threads(1)  # until the processes are forked: a thread pool would not survive
 cv2.setNumThreads(0)
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
@@ -83,24 +84,22 @@ class Args:
     env_id: str = "BreakoutNoFrameskip-v4"  # any Gymnasium id; module:Name-v0 for your own
     num_workers: int = 16  # number of environments in the batch
     total_timesteps: int = 0  # agent steps of all workers (T_max); 0: 10M for images, else 300,000
-    seed: int = 1  # seeds everything; a run repeats bit for bit
+    seed: int = 1  # seeds everything; on the same cores of a CPU a run repeats bit for bit
     device: str = "cpu"  # where the network computes: cpu or cuda
     log_dir: str = "runs"  # every run makes its own folder in here
 
     # Algorithm
-    num_steps: int = (
-        5  # longest segment of an environment between two updates, in agent steps (t_max)
-    )
+    num_steps: int = 5  # longest segment of an environment between updates, in agent steps (t_max)
     gamma: float = 0.99  # discount per agent step (γ)
     ent_coef: float = 0.01  # weight of the entropy bonus (β)
     vf_coef: float = 0.5  # weight of the value loss ½(R - V)² (c)
     init: Literal["orthogonal", "paper"] = "orthogonal"  # weights; paper: uniform ±1/√fan_in
 
     # Optimizer
-    learning_rate: float = 0.0  # initial (η), decays to 0; 0: 7e-4 for images, else 0.01
-    rms_alpha: float = 0.99  # decay of RMSProp's mean square, per update (α)
+    learning_rate: float = 0.0  # initial η, decays to zero; 0 means 7e-4 for images, else 0.01
+    rms_alpha: float = 0.99  # decay of RMSProp's mean square g, per update (α)
     rms_eps: float = 0.0  # added under RMSProp's root (ε); 0: 1e-5 for images, else 0.1
-    max_grad_norm: float = 40.0  # gradients are scaled down to this global norm (from the authors)
+    max_grad_norm: float = 40.0  # larger gradients are scaled down to this global norm
 
     # Checkpoints and evaluation
     checkpoint_interval: float = 60.0  # seconds between checkpoints; a run also ends with one
@@ -209,7 +208,10 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
 
     if isinstance(env.unwrapped, ale_py.AtariEnv):
         if space.shape != env.unwrapped.ale.getScreenDims() or env.unwrapped._frameskip != 1:
-            raise UnsupportedEnvironment('register it with frameskip=1 and obs_type="grayscale"')
+            raise UnsupportedEnvironment(
+                "an Atari id needs its version, as in ALE/Pong-v5; "
+                'an id of your own needs frameskip=1 and obs_type="grayscale"'
+            )
         env = gym.wrappers.RecordEpisodeStatistics(Atari(env))
         return gym.wrappers.TransformReward(env, lambda reward: float(np.sign(float(reward))))
 
@@ -246,7 +248,7 @@ class ImageNetwork(nn.Module):
         if obs.dtype == torch.uint8:
             x = x / 255
         x = self.convs(x)  # (B, 32, 9, 9)
-        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256)
+        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256), flattened channels last
         return self.policy(x), self.value(x).squeeze(1)  # (B, num_actions), (B,)
 
 
@@ -326,7 +328,7 @@ class Shared:
             param.addcmul_(grad, (g + eps).rsqrt_(), value=-lr)
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Puts back all but θ. Worker 0 takes over the counts: the number of workers may differ."""
+        """Puts back all but θ, which comes with the network. Worker 0 takes over all counts."""
         for name, tensor in self.square_avg.items():
             tensor.copy_(checkpoint["square_avg"][name])
         self.steps[0] = checkpoint["steps"].sum()
@@ -432,8 +434,8 @@ def worker(
                 obs[rank], _ = env.reset()
                 over[rank] = False
                 continue
-            obs[rank], rewards[rank], terminated, truncated, info = env.step(actions[rank])
-            terminal[rank] = terminated or info.get("life_lost", False)
+            obs[rank], rewards[rank], terminated, truncated, info = env.step(int(actions[rank]))
+            terminal[rank] = terminated or info.get("life_lost", False)  # a life: it goes on
             over[rank] = terminated or truncated
             if over[rank]:
                 episodes.append(info["episode"])
@@ -462,7 +464,7 @@ class Environments:
         self.terminal, self.over = buffers.terminal.numpy(), buffers.over.numpy()
 
     def step(self, actions: dict[int, int]) -> list[dict[str, Any]]:
-        """Makes each rank's action, or resets it; returns the episodes that ended."""
+        """Takes each rank's action, or resets its environment; returns the episodes that ended."""
         self.buffers.actions.fill_(Buffers.SIT_OUT)
         for rank, action in actions.items():
             self.buffers.actions[rank] = action
@@ -475,7 +477,7 @@ class Environments:
         """Waits for the answers of all processes."""
         episodes = []
         waiting = {*self.pipes}
-        patience = 10  # seconds that an environment has for its step once the run is to stop
+        patience = 10  # seconds left to a step after a signal
         while waiting:
             ready = wait([*waiting, *self.workers.sentinels], timeout=1)
             if self.stop and not ready:
@@ -607,11 +609,11 @@ def coordinator(
 
 
 def prepare_worker(seed: int) -> None:
-    """Seeds a worker, and leaves it to main to stop it."""
+    """Seeds a worker, and sets its signals: main stops it, except for a terminal's Ctrl-C."""
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # sent when main dies
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also sent when main dies
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -633,11 +635,11 @@ class WorkerLog:
         if len(self.stats) < 100:
             return
 
-        means = {tag: float(np.mean([stats[tag] for stats in self.stats])) for tag in stats}
-        returns = torch.cat(self.returns)
-        errors = returns - torch.cat(self.values)
-        if returns.var() > 0:
-            means["losses/explained_variance"] = 1 - float(errors.var() / returns.var())
+        means = {tag: float(np.mean([update[tag] for update in self.stats])) for tag in stats}
+        all_returns = torch.cat(self.returns)
+        errors = all_returns - torch.cat(self.values)
+        if all_returns.var() > 0:
+            means["losses/explained_variance"] = 1 - float(errors.var() / all_returns.var())
         self.send((step, means))
         self.stats.clear()
         self.values.clear()
@@ -697,18 +699,17 @@ class RunLog:
 class StopSignals:
     """While entered, Ctrl-C, SIGTERM and SIGHUP ask the workers to stop; a second Ctrl-C exits.
 
-    `signum` is the signal that came first, or 0; `time` is when it came.
+    `signum` is the signal that came first, or 0.
     """
 
     def __init__(self, stop: Tensor):
         self.stop = stop
         self.signum = 0
-        self.time = math.inf
 
     def __enter__(self):
         signums = [signal.SIGINT, signal.SIGTERM]
-        if hasattr(signal, "SIGHUP"):
-            signums.append(signal.SIGHUP)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signums.append(signal.SIGHUP)  # nohup has it ignored
         self.handlers = {signum: signal.signal(signum, self.handle) for signum in signums}
         return self
 
@@ -716,7 +717,7 @@ class StopSignals:
         if self.signum and signum == signal.SIGINT:
             sys.exit(128 + signum)
         if not self.signum:
-            self.signum, self.time = signum, time.monotonic()
+            self.signum = signum
             self.stop.fill_(True)
 
     def __exit__(self, *exception: object) -> None:
@@ -753,7 +754,7 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
         checkpoint = torch.load(file, weights_only=True)
         if checkpoint["script"] != SCRIPT.stem:
             raise ValueError(f"it was written by {checkpoint['script']}.py: use that script")
-        flags = {**checkpoint["args"], "resume": "", "evaluate": ""}
+        flags = {**checkpoint["args"], "resume": ""}  # of the command, not of the run
         checkpoint["args"] = Args(**flags)
     except Exception as error:
         bad_input(f"{file} cannot be used as a checkpoint: {error}")
@@ -761,7 +762,7 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
 
 
 def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
-    """Plays full episodes; prints and returns their returns, with unclipped rewards."""
+    """Plays full episodes; prints the return of each, with unclipped rewards, and returns all."""
     env = make_env(args.env_id, args.capture_video)
     if args.capture_video:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
@@ -771,7 +772,8 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
         obs, info = env.reset(seed=args.seed + episode)
         steps = 0
         while "episode" not in info:  # RecordEpisodeStatistics adds it at the end
-            obs, _, _, _, info = env.step(act(network, torch.as_tensor(obs)[None])[0])
+            batch = torch.as_tensor(np.ascontiguousarray(obs))[None]  # (1, ...)
+            obs, _, _, _, info = env.step(act(network, batch)[0])
             steps += 1
             if steps == 100_000:
                 bad_input(f"{args.env_id}: an episode has not ended within {steps} steps")
@@ -806,17 +808,19 @@ BOUNDS = {  # the smallest and the largest value of each number among the argume
 
 
 def validate_args(args: Args) -> tuple[Args, Network]:
-    """The arguments with what 0 stands for, and the initial network; ends the program if bad."""
+    """Checks the arguments; returns them with defaults filled in, and the initial network."""
     for name, (low, high) in BOUNDS.items():
         value = asdict(args)[name]
         if not low <= value <= high:
             bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
     if args.resume and args.evaluate:
         bad_input("--resume and --evaluate exclude each other: leave one out")
+    if args.capture_video and not args.evaluate:
+        bad_input("--capture-video needs --evaluate: train first, then record")
 
     if args.device not in ("cpu", "cuda"):
         bad_input(f"--device must be cpu or cuda, not {args.device}")
-    if args.device == "cuda" and not torch.cuda.is_available():
+    if args.device == "cuda" and not args.evaluate and not torch.cuda.is_available():
         bad_input("--device cuda: PyTorch finds no GPU; use cpu")
 
     torch.manual_seed(args.seed)
@@ -844,7 +848,8 @@ def choose_defaults(args: Args, images: bool) -> Args:
 
 def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
     """The shared state of a run and its folder: a new one, or those of the run to resume."""
-    name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{now}"
     run_dir = Path(args.log_dir) / name.replace("/", "-").replace(":", "-")
     checkpoint = None
     if args.resume:
@@ -879,14 +884,20 @@ def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
     ours, theirs = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
     with make_env(args.env_id) as env:
         buffers = Buffers(env, args.num_workers)
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it reports stops
-    workers = mp.start_processes(
-        worker,
-        (args, seeds, buffers, theirs),
-        nprocs=num_processes,
-        join=False,
-        start_method=method,
-    )
+    # No warning for every worker that main kills.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    try:
+        workers = mp.start_processes(
+            worker,
+            (args, seeds, buffers, theirs),
+            nprocs=num_processes,
+            join=False,
+            start_method=method,
+        )
+    except BaseException:  # such as too many processes: those that have started must not stay
+        for process in mp.active_children():
+            process.kill()
+        raise
     return Environments(workers, ours, buffers, stop)
 
 
@@ -894,7 +905,8 @@ def num_cores() -> int:
     """The number of cores that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    most = 30 if sys.platform == "win32" else 10_000  # Windows waits for 63 handles, two of each
+    return min(os.cpu_count() or 1, most)
 
 
 def main(args: Args) -> list[float] | None:
@@ -913,7 +925,7 @@ def main(args: Args) -> list[float] | None:
 
     shared, run_dir = start_run(args, network)
     start = int(shared.steps.sum())
-    sequence = np.random.SeedSequence([args.seed, start])  # new ones on a resume
+    sequence = np.random.SeedSequence([args.seed, start])  # T: new on a resume
     seeds = sequence.generate_state(args.num_workers).tolist()
     lost = True
     with StopSignals(shared.stop) as signals:
@@ -929,7 +941,7 @@ def main(args: Args) -> list[float] | None:
             if not signals.signum:
                 print(f"{SCRIPT.name}: a worker was lost: {envs.why_lost()}", file=sys.stderr)
         finally:
-            torch.set_num_threads(1)
+            torch.set_num_threads(1)  # main may be called again, and fork
             for process in envs.workers.processes:
                 process.kill()
             saved = save_checkpoint(shared, args, run_dir)
@@ -944,5 +956,6 @@ def main(args: Args) -> list[float] | None:
 if __name__ == "__main__":
     args = tyro.cli(Args, description=__doc__)
     if path := args.resume or args.evaluate:
+        # Once more, with the flags of the run as the defaults.
         args = tyro.cli(Args, description=__doc__, default=load_checkpoint(path)[0]["args"])
     main(args)

@@ -50,6 +50,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -65,7 +66,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT = Path(__file__)
+SCRIPT = Path(__file__)  # its name is in checkpoints: a renamed copy refuses the original's
 torch.set_num_threads(1)  # one core per process; a thread pool would not survive a fork
 cv2.setNumThreads(0)
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
@@ -86,15 +87,17 @@ class Args:
     # Algorithm
     num_steps: int = 5  # longest segment between two updates, in agent steps (I_AsyncUpdate)
     gamma: float = 0.99  # discount per agent step (γ)
-    exploration_steps: int = 0  # steps until ε is final; 0: 1M for images, else 25,000
-    target_interval: int = 0  # steps between refreshes of θ⁻ (I_target); 0: 10,000 or 250
-    init: Literal["orthogonal", "paper"] = "orthogonal"  # weights for images; paper: uniform
+    exploration_steps: int = 0  # T at which ε becomes final; 0: 1M for images, else 25,000
+    target_interval: int = (
+        0  # steps between refreshes of θ⁻ (I_target); 0: 10k for images, else 250
+    )
+    init: Literal["orthogonal", "paper"] = "orthogonal"  # weights for images; others: always paper
 
     # Optimizer
-    learning_rate: float = 0.0  # initial (η), decays to 0; 0: 1.75e-4 for images, else 0.01
-    rms_alpha: float = 0.0  # decay of RMSProp's g per update (α); 0: 0.9994 for images, else 0.99
+    learning_rate: float = 0.0  # initial η, decays to zero; 0 means 1.75e-4 for images, else 0.01
+    rms_alpha: float = 0.0  # decay of RMSProp's mean square g (α); 0: 0.9994 for images, else 0.99
     rms_eps: float = 0.0  # added under RMSProp's root (ε); 0: 6e-7 for images, else 0.1
-    max_grad_norm: float = 40.0  # gradients are scaled down to this global norm (from the authors)
+    max_grad_norm: float = 40.0  # larger gradients are scaled down to this global norm
 
     # Checkpoints and evaluation
     checkpoint_interval: float = 60.0  # seconds between checkpoints; a run also ends with one
@@ -203,7 +206,10 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
 
     if isinstance(env.unwrapped, ale_py.AtariEnv):
         if space.shape != env.unwrapped.ale.getScreenDims() or env.unwrapped._frameskip != 1:
-            raise UnsupportedEnvironment('register it with frameskip=1 and obs_type="grayscale"')
+            raise UnsupportedEnvironment(
+                "an Atari id needs its version, as in ALE/Pong-v5; "
+                'an id of your own needs frameskip=1 and obs_type="grayscale"'
+            )
         env = gym.wrappers.RecordEpisodeStatistics(Atari(env))
         return gym.wrappers.TransformReward(env, lambda reward: float(np.sign(float(reward))))
 
@@ -239,7 +245,7 @@ class ImageNetwork(nn.Module):
         if obs.dtype == torch.uint8:
             x = x / 255
         x = self.convs(x)  # (B, 32, 9, 9)
-        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256)
+        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256), flattened channels last
         return self.q(x)  # (B, num_actions)
 
 
@@ -287,7 +293,7 @@ def act(network: Network, obs: np.ndarray, epsilon: float = 0.05) -> int:
     """ε-greedy: a random action with probability ε, else the best. Evaluation uses the default."""
     if random.random() < epsilon:
         return random.randrange(network.q.out_features)
-    return int(network(torch.as_tensor(obs)[None]).argmax())
+    return int(network(torch.as_tensor(np.ascontiguousarray(obs))[None]).argmax())
 
 
 # Shared state
@@ -324,7 +330,7 @@ class Shared:
         self.refreshed.fill_(step)
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Puts back all but θ. Worker 0 takes over the counts: the number of workers may differ."""
+        """Puts back all but θ, which comes with the network. Worker 0 takes over all counts."""
         for name, tensor in self.square_avg.items():
             tensor.copy_(checkpoint["square_avg"][name])
         self.refresh_target(int(checkpoint["refreshed"]), checkpoint["target"])
@@ -399,7 +405,7 @@ def worker(
         while len(actions) < args.num_steps and not (terminal or truncated):
             action = act(network, obs, epsilon)
             obs, reward, terminated, truncated, info = env.step(action)
-            terminal = terminated or info.get("life_lost", False)
+            terminal = terminated or info.get("life_lost", False)  # a life: the game goes on
             observations.append(np.array(obs))  # a copy: an environment may reuse its array
             actions.append(action)
             rewards.append(float(reward))
@@ -441,11 +447,11 @@ def worker(
 
 
 def prepare_worker(seed: int) -> None:
-    """Seeds a worker, and leaves it to main to stop it."""
+    """Seeds a worker, and sets its signals: main stops it, except for a terminal's Ctrl-C."""
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # sent when main dies
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also sent when main dies
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -467,11 +473,11 @@ class WorkerLog:
         if len(self.stats) < 100:
             return
 
-        means = {tag: float(np.mean([stats[tag] for stats in self.stats])) for tag in stats}
-        returns = torch.cat(self.returns)
-        errors = returns - torch.cat(self.values)
-        if returns.var() > 0:
-            means["losses/explained_variance"] = 1 - float(errors.var() / returns.var())
+        means = {tag: float(np.mean([update[tag] for update in self.stats])) for tag in stats}
+        all_returns = torch.cat(self.returns)
+        errors = all_returns - torch.cat(self.values)
+        if all_returns.var() > 0:
+            means["losses/explained_variance"] = 1 - float(errors.var() / all_returns.var())
         self.send((step, means))
         self.stats.clear()
         self.values.clear()
@@ -531,18 +537,17 @@ class RunLog:
 class StopSignals:
     """While entered, Ctrl-C, SIGTERM and SIGHUP ask the workers to stop; a second Ctrl-C exits.
 
-    `signum` is the signal that came first, or 0; `time` is when it came.
+    `signum` is the signal that came first, or 0.
     """
 
     def __init__(self, stop: Tensor):
         self.stop = stop
         self.signum = 0
-        self.time = math.inf
 
     def __enter__(self):
         signums = [signal.SIGINT, signal.SIGTERM]
-        if hasattr(signal, "SIGHUP"):
-            signums.append(signal.SIGHUP)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signums.append(signal.SIGHUP)  # nohup has it ignored
         self.handlers = {signum: signal.signal(signum, self.handle) for signum in signums}
         return self
 
@@ -550,7 +555,7 @@ class StopSignals:
         if self.signum and signum == signal.SIGINT:
             sys.exit(128 + signum)
         if not self.signum:
-            self.signum, self.time = signum, time.monotonic()
+            self.signum = signum
             self.stop.fill_(True)
 
     def __exit__(self, *exception: object) -> None:
@@ -587,7 +592,7 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
         checkpoint = torch.load(file, weights_only=True)
         if checkpoint["script"] != SCRIPT.stem:
             raise ValueError(f"it was written by {checkpoint['script']}.py: use that script")
-        flags = {**checkpoint["args"], "resume": "", "evaluate": ""}
+        flags = {**checkpoint["args"], "resume": ""}  # of the command, not of the run
         checkpoint["args"] = Args(**flags)
     except Exception as error:
         bad_input(f"{file} cannot be used as a checkpoint: {error}")
@@ -595,7 +600,7 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
 
 
 def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
-    """Plays full episodes; prints and returns their returns, with unclipped rewards."""
+    """Plays full episodes; prints the return of each, with unclipped rewards, and returns all."""
     env = make_env(args.env_id, args.capture_video)
     if args.capture_video:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
@@ -640,13 +645,15 @@ BOUNDS = {  # the smallest and the largest value of each number among the argume
 
 
 def validate_args(args: Args) -> tuple[Args, Network]:
-    """The arguments with what 0 stands for, and the initial network; ends the program if bad."""
+    """Checks the arguments; returns them with defaults filled in, and the initial network."""
     for name, (low, high) in BOUNDS.items():
         value = asdict(args)[name]
         if not low <= value <= high:
             bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
     if args.resume and args.evaluate:
         bad_input("--resume and --evaluate exclude each other: leave one out")
+    if args.capture_video and not args.evaluate:
+        bad_input("--capture-video needs --evaluate: train first, then record")
 
     torch.manual_seed(args.seed)
     random.seed(args.seed)
@@ -676,7 +683,8 @@ def choose_defaults(args: Args, images: bool) -> Args:
 
 def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
     """The shared state of a run and its folder: a new one, or those of the run to resume."""
-    name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{now}"
     run_dir = Path(args.log_dir) / name.replace("/", "-").replace(":", "-")
     checkpoint = None
     if args.resume:
@@ -708,16 +716,22 @@ def start_workers(args: Args, shared: Shared) -> tuple[mp.ProcessContext, list[C
         method = "fork" if sys.platform == "linux" else "spawn"
     pipes = [mp.get_context(method).Pipe(duplex=False) for _ in range(args.num_workers)]
     receivers, senders = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
-    sequence = np.random.SeedSequence([args.seed, int(shared.steps.sum())])  # new ones on a resume
+    sequence = np.random.SeedSequence([args.seed, int(shared.steps.sum())])  # T: new on a resume
     seeds = sequence.generate_state(args.num_workers).tolist()
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it reports stops
-    workers = mp.start_processes(
-        worker,
-        (args, seeds, shared, senders),
-        nprocs=args.num_workers,
-        join=False,
-        start_method=method,
-    )
+    # No warning for every worker that main kills.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    try:
+        workers = mp.start_processes(
+            worker,
+            (args, seeds, shared, senders),
+            nprocs=args.num_workers,
+            join=False,
+            start_method=method,
+        )
+    except BaseException:  # such as too many processes: those that have started must not stay
+        for process in mp.active_children():
+            process.kill()
+        raise
     return workers, receivers
 
 
@@ -732,6 +746,7 @@ def watch(
 ) -> bool:
     """Logs and saves until all workers have ended; returns whether one was lost."""
     last_save = time.monotonic()
+    deadline = math.inf  # of the last steps, once the run is to end
     ended = lost = False
     while not ended:
         try:
@@ -742,19 +757,21 @@ def watch(
                 print(f"{SCRIPT.name}: a worker was lost: {error}", file=sys.stderr)
 
         for receiver in receivers:
-            with contextlib.suppress(EOFError):  # its worker has ended
+            with contextlib.suppress(EOFError, BrokenPipeError):  # its worker has ended
                 while receiver.poll():
                     log.add(*receiver.recv())
 
-        # Read before T: at T_max workers may leave.
+        # In this order: a worker that leaves after T was read may have seen T_max meanwhile.
         left = any(process.exitcode == 0 for process in workers.processes)
         step = int(shared.steps.sum())
         log.progress(step)
-        left_early = left and step < args.total_timesteps and not signals.signum
-        if left_early or time.monotonic() > signals.time + 10:
+        to_end = bool(signals.signum) or step >= args.total_timesteps
+        if to_end:
+            patience = 10 if signals.signum else 60
+            deadline = min(deadline, time.monotonic() + patience)
+        if (left and not to_end) or (not ended and time.monotonic() > deadline):
             print(f"{SCRIPT.name}: an environment hangs, or has ended its worker", file=sys.stderr)
-            for process in workers.processes:
-                process.kill()
+            return True
         if time.monotonic() > last_save + args.checkpoint_interval:
             save_checkpoint(shared, args, run_dir)
             last_save = time.monotonic()
@@ -797,5 +814,6 @@ def main(args: Args) -> list[float] | None:
 if __name__ == "__main__":
     args = tyro.cli(Args, description=__doc__)
     if path := args.resume or args.evaluate:
+        # Once more, with the flags of the run as the defaults.
         args = tyro.cli(Args, description=__doc__, default=load_checkpoint(path)[0]["args"])
     main(args)

@@ -76,6 +76,18 @@ FIGURES_TO_DRAW = [
     for game, level in (("Breakout", 279.8), ("Pong", 17.3))
 ] + [
     Figure(
+        name="alpha",
+        title="Breakout",
+        curves=[
+            Curve("a2c.py, α = 0.99", "BreakoutNoFrameskip-v4__a2c__1/curve.csv", "#1b9e77"),
+            Curve("a3c.py, α = 0.9994", "BreakoutNoFrameskip-v4__a3c__1/curve.csv", "#d95f02"),
+            Curve("a3c.py, α = 0.99", "alpha/breakout_0.99.csv", "#7570b3"),
+            Curve("from there, α = 0.9994", "alpha/breakout_0.99_then_0.9994.csv", "#e7298a"),
+        ],
+        panels=[RETURN],
+        end=2.5,
+    ),
+    Figure(
         name="metrics_actor_critic",
         title="a2c.py on Breakout",
         curves=[

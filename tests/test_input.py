@@ -1,11 +1,13 @@
 """What can't work ends with exit code 2 and one line that says why, before anything is started."""
 
 import math
+import re
 import shutil
 import sys
 
 import pytest
 import torch
+import tyro
 from conftest import OF_FEW, OF_ONE, VALUE_METHODS, checkpoint, train
 
 
@@ -40,6 +42,7 @@ def refuses(script, capsys, monkeypatch, **flags) -> str:
         ({"learning_rate": math.nan}, "--learning-rate"),
         ({"learning_rate": math.inf}, "--learning-rate"),
         ({"rms_eps": -1.0}, "--rms-eps"),
+        ({"capture_video": True}, "--capture-video needs --evaluate"),
         ({"resume": "here", "evaluate": "there"}, "--resume and --evaluate exclude each other"),
         ({"checkpoint_interval": -1.0}, "--checkpoint-interval"),
         ({"seed": -1}, "--seed"),
@@ -52,6 +55,7 @@ def refuses(script, capsys, monkeypatch, **flags) -> str:
         ({"env_id": "toy_envs:Dict-v0"}, "Box"),
         ({"env_id": "toy_envs:ChannelsFirst-v0"}, "channels last, not (3, 84, 84)"),
         ({"env_id": "toy_envs:RGBA-v0"}, "1 or 3 channels, not (90, 80, 4)"),
+        ({"env_id": "ALE/Breakout"}, "needs its version"),
         ({"env_id": "toy_envs:AtariSkips-v0"}, 'frameskip=1 and obs_type="grayscale"'),
     ],
 )
@@ -190,3 +194,12 @@ def test_the_command_line(script, launch, flags, told):
     assert not (run.cwd / "runs").exists() and "Traceback" not in out + err
     if "error: " in told:
         assert len(err.splitlines()) == 1
+
+
+def test_help_of_every_flag_is_its_own(script, capsys):
+    """A comment that ruff has moved from its field's line would be the section's above."""
+    with pytest.raises(SystemExit):
+        tyro.cli(script.Args, args=["--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert "(default: 5)" in text
+    assert not re.search(r"(Run|Algorithm|Optimizer|Checkpoints and evaluation) \(default", text)

@@ -164,6 +164,12 @@ def test_an_evaluation_repeats(script, tmp_path):
     assert len(returns[0]) == 5 and returns[0] == returns[1] != returns[2]
 
 
+def test_views_and_plain_integers(script, tmp_path):
+    flags = dict(env_id="toy_envs:Picky-v0")
+    run_dir = train(script, tmp_path, total_timesteps=60, **flags)
+    script.main(script.Args(**flags, evaluate=str(run_dir), eval_episodes=1))
+
+
 @pytest.mark.parametrize("kinds", [("Terminates", "InPlace"), ("Square", "SquareInPlace")])
 def test_an_environment_may_reuse_its_array(script, tmp_path, kinds):
     params = []

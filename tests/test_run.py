@@ -90,8 +90,54 @@ def test_a_killed_main_takes_any_worker_along(script, launch, kind, background):
 def test_an_environment_that_exits_ends_the_run(script, launch):
     run = launch(script, *FOREVER, "toy_envs:Exits-v0")
     code, _, err = run.ends()
-    assert code == 1 and "has ended its worker" in err and how_to_continue(script, run) in err
+    assert code == 1 and how_to_continue(script, run) in err
+    assert err.count("has ended its worker") == 1 and "SIGKILL" not in err
     assert_usable(run.run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["a3c"], indirect=True)
+def test_a_worker_that_hangs_at_the_end_is_given_up(script, launch):
+    flags = ["--env-id", "toy_envs:OneHangs-v0", "--num-workers", 2, "--total-timesteps", 2000]
+    run = launch(script, *flags)
+    code, _, err = run.ends(150)
+    assert code == 1 and err.count("an environment hangs") == 1
+    assert checkpoint(run.run_dir)["steps"].sum() >= 2000
+
+
+@OF_TWO
+def test_a_start_that_fails_leaves_no_process(script, tmp_path, monkeypatch):
+    start, started = mp.Process.start, []
+
+    def fails_at_the_second(process):
+        if started:
+            raise BlockingIOError("no more processes")
+        started.append(process)
+        start(process)
+
+    monkeypatch.setattr(mp.get_context("fork").Process, "start", fails_at_the_second)
+    with pytest.raises(BlockingIOError):
+        train(script, tmp_path, env_id="CartPole-v1", total_timesteps=10**9)
+    wait_for(lambda: not started[0].is_alive(), 10)
+
+
+@OF_ONE
+def test_runs_of_one_second_have_their_own_folders(script, tmp_path):
+    flags = dict(env_id="CartPole-v1", num_workers=1, total_timesteps=1, log_dir=str(tmp_path))
+    for _ in range(3):
+        script.main(script.Args(**flags))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@OF_ONE
+def test_nohup_is_respected(script):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with script.StopSignals(torch.zeros(1, dtype=torch.bool)):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # A terminal's Ctrl-C goes to the whole process group.

@@ -1,5 +1,6 @@
 """Small environments, each for one thing that can go wrong. Use them as toy_envs:Name-v0."""
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -88,6 +89,31 @@ class Told(Count):
 
 class Hangs(Told):
     hangs = True
+
+
+class OneHangs(Count):
+    """The first of all processes to make 300 steps hangs, the others go on."""
+
+    steps = 0
+
+    def reward(self, action):
+        self.steps += 1
+        if self.steps == 300:
+            with contextlib.suppress(FileExistsError):
+                Path(os.environ["TOY_DIR"], "hangs").touch(exist_ok=False)
+                time.sleep(3600)
+        return 1.0
+
+
+class Picky(Count):
+    """Takes Python's own integers only; its observations are views that run backwards."""
+
+    def observe(self):
+        return super().observe()[::-1]
+
+    def reward(self, action):
+        assert type(action) is int
+        return 1.0
 
 
 class Exits(Count):
@@ -181,8 +207,9 @@ def register_breakout(name, max_episode_steps=None, **kwargs):
     )
 
 
-for kind in Told, Hangs, Exits, Crashes, InPlace, Matrix, Board, BrokenInit, StartsProcess, Dict:
+for kind in Told, Hangs, OneHangs, Picky, Exits, Crashes, InPlace, Matrix, Board, BrokenInit, Dict:
     register(kind.__name__, kind)
+register("StartsProcess", StartsProcess)
 register("Terminates", Count)
 register("Truncates", Count, end="truncated")
 register("LosesLives", Count, length=10, life=3)
