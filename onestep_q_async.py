@@ -80,7 +80,7 @@ class Args:
     # Run
     env_id: str = "BreakoutNoFrameskip-v4"  # any Gymnasium id; module:Name-v0 for your own
     num_workers: int = 16  # number of actor-learner processes
-    total_timesteps: int = 0  # agent steps of all workers (T_max); 0: 10M for images, else 100,000
+    total_timesteps: int = 0  # agent steps of all workers (T_max); 0: 10M for images, else 300,000
     seed: int = 1  # seeds everything; with one worker a run repeats bit for bit
     log_dir: str = "runs"  # every run makes its own folder in here
 
@@ -669,7 +669,7 @@ def choose_defaults(args: Args, images: bool) -> Args:
     """Replaces arguments of 0 by their values for images, or for other observations."""
     return replace(
         args,
-        total_timesteps=args.total_timesteps or (10_000_000 if images else 100_000),
+        total_timesteps=args.total_timesteps or (10_000_000 if images else 300_000),
         learning_rate=args.learning_rate or (1.75e-4 if images else 0.01),
         rms_alpha=args.rms_alpha or (0.9994 if images else 0.99),
         rms_eps=args.rms_eps or (6e-7 if images else 0.1),

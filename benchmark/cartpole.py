@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from curve import PACKAGES, machine, version
@@ -26,15 +27,18 @@ def run(*command: object) -> str:
     return subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def train_and_evaluate(script: str, seed: int) -> tuple[str, str]:
-    """Writes the curve of a run; returns the mean and standard deviation of its evaluation."""
+def train_and_evaluate(script: str, seed: int) -> tuple[str, str, str]:
+    """Writes the curve of a run; returns its minutes, and the evaluation's mean and deviation."""
     with tempfile.TemporaryDirectory() as folder:
+        start = time.monotonic()
         run(f"{script}.py", "--env-id", "CartPole-v1", "--seed", seed, "--log-dir", folder)
+        minutes = (time.monotonic() - start) / 60
         (run_dir,) = Path(folder).iterdir()
         curve = run("benchmark/curve.py", run_dir, "--bin", 5000)
         (RESULTS / f"{script}__{seed}.csv").write_text(curve)
         out = run(f"{script}.py", "--evaluate", run_dir, "--eval-episodes", 100)
-    return re.search(r"return ([\d.]+) ± ([\d.]+)", out).groups()
+    mean, deviation = re.search(r"return ([\d.]+) ± ([\d.]+)", out).groups()
+    return f"{minutes:.1f}", mean, deviation
 
 
 def main() -> None:
@@ -49,11 +53,12 @@ def main() -> None:
         print(f"# commit: {head}", file=file)
         print("# command: python SCRIPT.py --env-id CartPole-v1 --seed SEED", file=file)
         print("# written by: python benchmark/cartpole.py", file=file)
-        print("script,seed,mean_return,standard_deviation", file=file)
+        print("script,seed,minutes,mean_return,standard_deviation", file=file)
         for script in SCRIPTS:
             for seed in SEEDS:
-                mean, deviation = train_and_evaluate(script, seed)
-                print(script, seed, mean, deviation, sep=",", file=file, flush=True)
+                print(
+                    script, seed, *train_and_evaluate(script, seed), sep=",", file=file, flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -76,6 +76,14 @@ FIGURES_TO_DRAW = [
     for game, level in (("Breakout", 279.8), ("Pong", 17.3))
 ] + [
     Figure(
+        name="cartpole",
+        title="CartPole-v1, 3 seeds",
+        curves=scripts("cartpole/{}__*.csv"),
+        panels=[RETURN],
+        level=500,
+        level_label="the highest possible",
+    ),
+    Figure(
         name="alpha",
         title="Breakout",
         curves=[
