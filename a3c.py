@@ -91,7 +91,7 @@ class Args:
     # Optimizer
     learning_rate: float = 0.0  # initial η, decays to zero; 0 means 1.75e-4 for images, else 2e-3
     rms_alpha: float = 0.0  # decay of RMSProp's mean square g (α); 0: 0.9994 for images, else 0.99
-    rms_eps: float = 0.0  # added under RMSProp's root (ε); 0: 6e-7 for images, else 0.01
+    rms_eps: float = 0.0  # added under RMSProp's root (ε); 0: 6e-7 for images, else 0.1
     max_grad_norm: float = 40.0  # larger gradients are scaled down to this global norm
 
     # Checkpoints and evaluation
@@ -677,7 +677,7 @@ def choose_defaults(args: Args, images: bool) -> Args:
         total_timesteps=args.total_timesteps or (10_000_000 if images else 300_000),
         learning_rate=args.learning_rate or (1.75e-4 if images else 2e-3),
         rms_alpha=args.rms_alpha or (0.9994 if images else 0.99),
-        rms_eps=args.rms_eps or (6e-7 if images else 0.01),
+        rms_eps=args.rms_eps or (6e-7 if images else 0.1),
     )
 
 

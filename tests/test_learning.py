@@ -45,8 +45,7 @@ def cartpole(script, launch, folder, seeds, *flags):
 
 @pytest.mark.slow
 def test_cartpole(script, launch, tmp_path):
-    threshold = 150 if script.__name__ in ("onestep_q_async", "sarsa_async") else 400
-    assert min(cartpole(script, launch, tmp_path / "logs", (1, 2))) >= threshold
+    assert min(cartpole(script, launch, tmp_path / "logs", (1, 2))) >= 400
 
 
 @pytest.mark.slow
