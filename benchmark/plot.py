@@ -50,6 +50,7 @@ class Figure:
     level: float | None = None  # dashed
     level_label: str = ""
     end: float = float("inf")  # of the horizontal axis, in millions of steps
+    legend_below: bool = False  # where the curves leave no room
 
 
 def scripts(pattern: str) -> list[Curve]:
@@ -82,6 +83,7 @@ FIGURES_TO_DRAW = [
         panels=[RETURN],
         level=500,
         level_label="the highest possible",
+        legend_below=True,
     ),
     Figure(
         name="alpha",
@@ -167,9 +169,12 @@ def draw(figure: Figure) -> None:
             spine.set_color(GREY)
     canvas.suptitle(figure.title, color=GREY, fontsize=12)
     top = 1 if figure.level is None else 0.92  # clear of the level's line
-    grid.flat[0].legend(
-        loc="upper left", bbox_to_anchor=(0, top), frameon=False, labelcolor=GREY, fontsize=9
-    )
+    style = {"frameon": False, "labelcolor": GREY, "fontsize": 9}
+    if figure.legend_below:
+        lines, labels = grid.flat[0].get_legend_handles_labels()
+        canvas.legend(lines, labels, loc="outside lower center", ncols=3, **style)
+    else:
+        grid.flat[0].legend(loc="upper left", bbox_to_anchor=(0, top), **style)
     FIGURES.mkdir(exist_ok=True, parents=True)
     metadata = {"Date": None, "Description": f"data: {digest(figure)}"}
     canvas.savefig(FIGURES / f"{figure.name}.svg", transparent=True, metadata=metadata)
