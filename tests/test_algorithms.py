@@ -19,6 +19,7 @@ import sarsa_async
 
 # The paper's initial weights give policies that are not uniform.
 FLAGS = {"init": "paper", "learning_rate": 0.01, "rms_eps": 1e-3, "max_grad_norm": 1e9}
+FLAGS |= {"rms_alpha": 0.99}
 VALUE_FLAGS = {"target_interval": 12, "exploration_steps": 30}
 ACTOR_CRITIC_FLAGS = {"ent_coef": 0.1, "vf_coef": 0.3}
 TOYS = [f"toy_envs:{kind}-v0" for kind in ("Terminates", "Truncates", "LosesLives", "Square")]
