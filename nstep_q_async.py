@@ -22,9 +22,9 @@ Every worker is a process with its own environment. It repeats, without waiting 
 Explained, with its results, in docs/algorithms/nstep_q_async.md.
 
 Where this file departs from the paper:
-- Orthogonal initial weights, a small ε with a small η, and a g that starts at 1 and is a mean over
-  more updates, as in a3c.py. The paper's: --init paper --learning-rate 7e-4 --rms-eps 0.1
-  --rms-alpha 0.99.
+- Orthogonal initial weights, a small η, a small ε in RMSProp, and a g that starts at 1 and is a
+  mean over more updates, as in a3c.py. The paper's: --init paper --learning-rate 7e-4
+  --rms-eps 0.1 --rms-alpha 0.99.
 - One batched pass over a segment gives the gradient that Algorithm S2 accumulates step by step. It
   is the same gradient, because θ' does not change within a segment.
 - The squared error is halved, as in DQN, and so is its gradient.

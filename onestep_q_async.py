@@ -22,9 +22,9 @@ Every worker is a process with its own environment. It repeats, without waiting 
 Explained, with its results, in docs/algorithms/onestep_q_async.md.
 
 Where this file departs from the paper:
-- Orthogonal initial weights, a small ε with a small η, and a g that starts at 1 and is a mean over
-  more updates, as in a3c.py. The paper's: --init paper --learning-rate 7e-4 --rms-eps 0.1
-  --rms-alpha 0.99.
+- Orthogonal initial weights, a small η, a small ε in RMSProp, and a g that starts at 1 and is a
+  mean over more updates, as in a3c.py. The paper's: --init paper --learning-rate 7e-4
+  --rms-eps 0.1 --rms-alpha 0.99.
 - Algorithm 1 reads the shared θ itself. The snapshot θ' keeps other workers from changing it
   between the forward and the backward pass of a batch. With one worker there is no difference.
 - The steps to an update are counted from the last one; Algorithm 1 counts from the worker's start.
