@@ -109,6 +109,16 @@ class Args:
     capture_video: bool = False  # with --evaluate, record an .mp4 per episode into the run folder
 
 
+def choose_defaults(args: Args, images: bool) -> Args:
+    """Replaces arguments of 0 by their values for images, or for other observations."""
+    return replace(
+        args,
+        total_timesteps=args.total_timesteps or (10_000_000 if images else 300_000),
+        learning_rate=args.learning_rate or (7e-4 if images else 0.01),
+        rms_eps=args.rms_eps or (1e-5 if images else 0.1),
+    )
+
+
 # Environment
 
 
@@ -831,16 +841,6 @@ def validate_args(args: Args) -> tuple[Args, Network]:
     except (gym.error.Error, ImportError, UnsupportedEnvironment) as error:
         bad_input(f"--env-id {args.env_id}: {error}")
     return choose_defaults(args, isinstance(network, ImageNetwork)), network
-
-
-def choose_defaults(args: Args, images: bool) -> Args:
-    """Replaces arguments of 0 by their values for images, or for other observations."""
-    return replace(
-        args,
-        total_timesteps=args.total_timesteps or (10_000_000 if images else 300_000),
-        learning_rate=args.learning_rate or (7e-4 if images else 0.01),
-        rms_eps=args.rms_eps or (1e-5 if images else 0.1),
-    )
 
 
 # Main

@@ -106,6 +106,19 @@ class Args:
     capture_video: bool = False  # with --evaluate, record an .mp4 per episode into the run folder
 
 
+def choose_defaults(args: Args, images: bool) -> Args:
+    """Replaces arguments of 0 by their values for images, or for other observations."""
+    return replace(
+        args,
+        total_timesteps=args.total_timesteps or (10_000_000 if images else 300_000),
+        learning_rate=args.learning_rate or (1.75e-4 if images else 0.01),
+        rms_alpha=args.rms_alpha or (0.9994 if images else 0.99),
+        rms_eps=args.rms_eps or (6e-7 if images else 0.1),
+        exploration_steps=args.exploration_steps or (1_000_000 if images else 25_000),
+        target_interval=args.target_interval or (10_000 if images else 250),
+    )
+
+
 # Environment
 
 
@@ -665,19 +678,6 @@ def validate_args(args: Args) -> tuple[Args, Network]:
     except (gym.error.Error, ImportError, UnsupportedEnvironment) as error:
         bad_input(f"--env-id {args.env_id}: {error}")
     return choose_defaults(args, isinstance(network, ImageNetwork)), network
-
-
-def choose_defaults(args: Args, images: bool) -> Args:
-    """Replaces arguments of 0 by their values for images, or for other observations."""
-    return replace(
-        args,
-        total_timesteps=args.total_timesteps or (10_000_000 if images else 300_000),
-        learning_rate=args.learning_rate or (1.75e-4 if images else 0.01),
-        rms_alpha=args.rms_alpha or (0.9994 if images else 0.99),
-        rms_eps=args.rms_eps or (6e-7 if images else 0.1),
-        exploration_steps=args.exploration_steps or (1_000_000 if images else 25_000),
-        target_interval=args.target_interval or (10_000 if images else 250),
-    )
 
 
 # Main

@@ -35,14 +35,14 @@ DIFFERENT = {
     "main": BUT_A2C,
 }
 ORDER = """
-docstring SCRIPT Args
+docstring SCRIPT Args choose_defaults
 UnsupportedEnvironment Atari resize is_image make_env
 ImageNetwork FlatNetwork Network make_network act
 Shared share
 one_step_targets n_step_returns q_loss actor_critic_loss clip_grads
 Buffers worker WorkerLost Environments Segments play_segments coordinator
 prepare_worker WorkerLog RunLog StopSignals save_checkpoint load_checkpoint evaluate
-bad_input BOUNDS validate_args choose_defaults
+bad_input BOUNDS validate_args
 start_run load_params start_workers watch num_cores main
 """.split()
 # Lines that git counts as added or removed, at most.
