@@ -1,15 +1,16 @@
-"""Measures agent steps per second on Breakout: the five files, their peers, and the environment alone, the limit.
+"""Measures agent steps per second on Breakout: the five scripts, their peers, and the environment alone.
 
     python benchmark/speed.py --peers-python PATH
 
-What is to be compared is launched together, and stopped (SIGSTOP) but for the turns that it takes, a second each: so
-a change of the machine's speed meets all alike. Also measures the seconds from launch until each of 16 workers has made
-an update, and the memory of a further worker. Writes a CSV, and prints tables of medians, ranges and ratios; --table
-FILE prints those of a CSV that is there. Run it on an otherwise idle Linux machine; it takes some twenty minutes.
+The programs to compare are started together. They take turns of one second, in which the others are
+suspended, so that a change of the machine's speed affects all of them alike. Also measures the
+seconds from the start until each of 16 workers has made an update, and the memory of one more
+worker. Writes a CSV, and prints tables of medians, ranges and ratios; --table FILE prints those of
+a CSV that is there. It needs an otherwise idle Linux machine, and takes some twenty minutes.
 
-The peers need a virtual environment of their own (see benchmark/requirements.txt), whose interpreter is PATH. The value
-methods are measured with the last ε of each worker: at the start of a run they mostly draw random actions, for which
-no network is asked.
+The peers need a virtual environment of their own (see benchmark/requirements.txt), whose
+interpreter is PATH. The value methods are measured with the final ε of each worker, because the
+random actions of a run's beginning need no network.
 """
 
 import csv
@@ -34,7 +35,7 @@ BENCHMARK = Path(__file__).resolve().parent
 ROOT = BENCHMARK.parent
 SCRIPTS = "onestep_q_async", "sarsa_async", "nstep_q_async", "a3c", "a2c"
 WORKERS = 1, 2, 4, 8, 16
-TOGETHER = (1,), (2, 16), (4,), (8,)  # numbers of workers that take turns with each other
+TOGETHER = (1,), (2, 16), (4,), (8,)  # numbers of workers whose programs take turns
 PEERS = {
     ("PFRL A3C", 1): ("pfrl_a3c.py", "1"),
     ("PFRL A3C", 2): ("pfrl_a3c.py", "2"),
@@ -53,11 +54,9 @@ COLUMNS = (
     "seconds_until_all_updated",
     "mb_per_further_worker",
 )
-WARM_UP, SETTLE = (
-    1000,
-    0.1,
-)  # agent steps before the first turn, and seconds at the start of each, that do not count
-# These print what the peers do: lines of agent steps and seconds of the monotonic clock.
+WARM_UP = 1000  # agent steps before the first turn
+SETTLE = 0.1  # seconds at the start of each turn that do not count
+# Programs print lines of agent steps and seconds of the monotonic clock, as the peers do.
 SCRIPT = """
 import sys, threading, time
 sys.path.insert(0, {root!r})
@@ -68,8 +67,8 @@ def watched(self, *args):
     def watch():
         before = 0
         while True:
-            if (made := int(self.steps.sum())) != before:
-                print(before := made, time.monotonic(), flush=True)
+            if (taken := int(self.steps.sum())) != before:
+                print(before := taken, time.monotonic(), flush=True)
             time.sleep(0.01)
     threading.Thread(target=watch, daemon=True).start()
 script.Shared.__init__ = watched
@@ -115,7 +114,7 @@ class Args:
 
 
 class Configuration:
-    """A command that prints steps and seconds. It runs only when it has its turn."""
+    """A program that prints steps and seconds. It runs only in its turns."""
 
     def __init__(self, command: list[str]):
         self.folder, self.lines = tempfile.TemporaryDirectory(), []
@@ -133,14 +132,14 @@ class Configuration:
     def read(self) -> None:
         for line in self.process.stdout:
             words = line.split()
-            if len(words) == 2 and words[0].isdigit():  # not what else a package prints
+            if len(words) == 2 and words[0].isdigit():  # packages print other lines
                 self.lines.append((int(words[0]), float(words[1])))
 
     def send(self, signum: int) -> None:
         os.killpg(self.process.pid, signum)
 
     def turn(self, seconds: float) -> float:
-        """Agent steps per second, between the first and the last line of a turn."""
+        """Agent steps per second between the first and the last line of a turn."""
         start, printed = time.monotonic(), len(self.lines)
         self.send(signal.SIGCONT)
         time.sleep(seconds)
@@ -159,6 +158,8 @@ class Configuration:
 
 def take_turns(commands: dict, rounds: int, seconds: float) -> dict[object, list[float]]:
     """Agent steps per second of each command in each round."""
+    # Without this, the programs would outlive a measurement that is killed.
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     configurations = {}
     try:
         for key, command in commands.items():
@@ -174,7 +175,7 @@ def take_turns(commands: dict, rounds: int, seconds: float) -> dict[object, list
 
 
 def configurations(args: Args, workers: tuple) -> dict[tuple[str, int], list[str]]:
-    """A command for each name and number of workers; what is to be compared stands side by side."""
+    """The commands to compare, by name and number of workers."""
     commands = {}
     for n in workers:
         commands["environment alone", n] = [

@@ -1,0 +1,146 @@
+"""Measures what single lines of a3c.py and a2c.py are worth in speed, by taking each of them out.
+
+    python benchmark/studies/variants.py
+
+A variant is a copy of the script with a few lines replaced. The script and its variants are started
+together and play Breakout in turns of one second, as in benchmark/speed.py. Writes
+benchmark/results/variants.csv and prints a table of medians. It needs an otherwise idle Linux
+machine, and takes some five minutes by default.
+"""
+
+import csv
+import platform
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.append(str(ROOT / "benchmark"))
+from curve import PACKAGES, machine, version
+from speed import SCRIPT, output, spread, take_turns
+
+ACT = """    logits, _ = network(torch.as_tensor(np.ascontiguousarray(obs))[None])  # (1, num_actions)
+    probs = logits[0].softmax(0).tolist()
+    return random.choices(range(len(probs)), probs)[0]
+"""
+ACT_CATEGORICAL = """    logits, _ = network(torch.as_tensor(np.ascontiguousarray(obs))[None])
+    return int(torch.distributions.Categorical(logits=logits).sample())
+"""
+ACT_WITH_GRAPH = """    outputs.append(network(torch.as_tensor(np.ascontiguousarray(obs))[None]))
+    probs = outputs[-1][0][0].softmax(0).tolist()
+    return random.choices(range(len(probs)), probs)[0]
+"""
+LEARN = """        logits, values = network(states)  # (t+1, num_actions), (t+1,)
+"""
+LEARN_FROM_GRAPHS = """        outputs.append(network(states[-1:]))
+        logits, values = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        outputs.clear()
+"""
+
+# Script, number of workers, name of the variant, {text: its replacement}.
+VARIANTS = [
+    ("a3c", 1, "actions from torch.distributions", {ACT: ACT_CATEGORICAL}),
+    ("a3c", 1, "no_grad, not inference_mode", {"@torch.inference_mode()": "@torch.no_grad()"}),
+    (
+        "a3c",
+        1,
+        "the graphs of acting kept, no second pass",
+        {
+            ACT: ACT_WITH_GRAPH,
+            LEARN: LEARN_FROM_GRAPHS,
+            "@torch.inference_mode()\ndef act": "outputs: list[tuple[Tensor, Tensor]] = []\n\n\ndef act",
+        },
+    ),
+    (
+        "a3c",
+        1,
+        "weights in PyTorch's default layout",
+        {"network.to(memory_format=torch.channels_last)": "network"},
+    ),
+    (
+        "a3c",
+        1,
+        "RGB screens, converted by Gymnasium",
+        {
+            '"obs_type": "grayscale"}': '"obs_type": "rgb"}',
+            "env = gym.make(env_id, **kwargs)": "env = gym.wrappers.GrayscaleObservation(gym.make(env_id, **kwargs))",
+        },
+    ),
+    (
+        "a3c",
+        2,
+        "as many threads as cores in each worker",
+        {
+            "    torch.manual_seed(seed)\n": "    torch.manual_seed(seed)\n"
+            "    torch.set_num_threads(os.cpu_count() or 1)\n"
+        },
+    ),
+    (
+        "a2c",
+        16,
+        "weights in PyTorch's default layout",
+        {"network.to(memory_format=torch.channels_last)": "network"},
+    ),
+    (
+        "a2c",
+        16,
+        "one thread in the coordinator",
+        {"torch.set_num_threads(min(args.num_workers, num_cores()))": "None"},
+    ),
+]
+
+
+@dataclass
+class Args:
+    out: Path = ROOT / "benchmark" / "results" / "variants.csv"
+    """CSV to write"""
+    rounds: int = 25
+    """turns of each, two at least"""
+
+
+def command(script: str, workers: int, replacements: dict[str, str], folder: Path) -> list[str]:
+    """A command that runs the script with the texts replaced, from a copy in the folder."""
+    text = (ROOT / f"{script}.py").read_text()
+    for old, new in replacements.items():
+        assert text.count(old) == 1, f"{script}.py has changed: {old!r} is in it {text.count(old)}×"
+        text = text.replace(old, new)
+    folder.mkdir()
+    (folder / f"{script}.py").write_text(text)
+    return [sys.executable, "-c", SCRIPT.format(root=str(folder), script=script, workers=workers)]
+
+
+def main(args: Args) -> None:
+    groups: dict[tuple[str, int], dict[str, dict[str, str]]] = {}
+    for script, workers, name, replacements in VARIANTS:
+        groups.setdefault((script, workers), {"as it is": {}})[name] = replacements
+
+    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    with args.out.open("w", newline="") as file, tempfile.TemporaryDirectory() as temporary:
+        print(f"# machine: {machine()}", file=file)
+        print(f"# versions: python {platform.python_version()}, {packages}", file=file)
+        print(f"# commit: {output('git', 'rev-parse', 'HEAD')}", file=file)
+        print(f"# command: python benchmark/studies/variants.py --rounds {args.rounds}", file=file)
+        writer = csv.writer(file)
+        writer.writerow(("script", "workers", "variant", "round", "steps_per_second"))
+        print("| | workers | variant | steps per second | to the script as it is |")
+        print("|---|---|---|---|---|")
+        for (script, workers), variants in groups.items():
+            commands: dict = {}
+            for i, (name, replacements) in enumerate(variants.items()):
+                folder = Path(temporary) / f"{script}_{workers}_{i}"
+                commands[name] = command(script, workers, replacements, folder)
+            rates = take_turns(commands, args.rounds, seconds=1.0)
+            for name, of_variant in rates.items():
+                for turn, rate in enumerate(of_variant):
+                    writer.writerow((f"{script}.py", workers, name, turn, f"{rate:.1f}"))
+                pairs = zip(of_variant, rates["as it is"], strict=True)
+                ratio = spread([one / other for one, other in pairs], 2)
+                cells = f"{script}.py", str(workers), name, spread(of_variant, 0), ratio
+                print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
