@@ -11,10 +11,10 @@ The paper (Mnih et al. 2016) has no A2C; it is Algorithm S3 without the asynchro
 acts for all environments in one batch, and learns from all their segments at once:
 
     Snapshot   the network on --device ← θ
-    Act        up to t_max steps of each environment with π(a|s; θ), or until its episode ends
+    Act        up to t_max steps of each environment with π(a|s; θ), or until the episode ends
     Learn      R ← r_i + γR, backwards from R = 0 (terminal) or V(s_t; θ) (otherwise)
                Δθ = ∇_θ Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²],
-               the sum of all environments
+               summed over all environments
     Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), with η decaying linearly to 0
 
     python a2c.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
@@ -22,9 +22,9 @@ acts for all environments in one batch, and learns from all their segments at on
 
 Explained, with its results, in docs/algorithms/a2c.md.
 
-As many processes as there are cores step the environments. On the same cores of a CPU, a run
-repeats bit for bit. With one environment it computes what a3c.py computes with one worker, given
-the same flags.
+The environments are dealt over processes, at most one per core. On one machine, with the same
+number of cores and --device cpu, a run repeats bit for bit. With one environment it computes what
+a3c.py computes with one worker, given the same flags.
 
 Where this file departs from A3C's published settings:
 - Orthogonal initial weights, a small ε, and g starting at 1 learn Atari several times faster. The
@@ -51,11 +51,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from itertools import chain
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-# Idle threads of PyTorch spin until the next layer, but not for as long as the games run.
+# Before torch is imported: its idle threads may spin between two layers, not while games run.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import ale_py
@@ -84,8 +84,8 @@ class Args:
     env_id: str = "BreakoutNoFrameskip-v4"  # any Gymnasium id; module:Name-v0 for your own
     num_workers: int = 16  # number of environments in the batch
     total_timesteps: int = 0  # agent steps of all workers (T_max); 0: 10M for images, else 300,000
-    seed: int = 1  # seeds everything; on the same cores of a CPU a run repeats bit for bit
-    device: str = "cpu"  # where the network computes: cpu or cuda
+    seed: int = 1  # seeds everything; on one machine's CPU a run repeats bit for bit
+    device: str = "cpu"  # where the network is trained: cpu or cuda; --evaluate uses the cpu
     log_dir: str = "runs"  # every run makes its own folder in here
 
     # Algorithm
@@ -418,19 +418,23 @@ class Buffers:
         self.obs = torch.from_numpy(obs).share_memory_()
         self.actions = torch.zeros(num_workers, dtype=torch.int64).share_memory_()
         self.rewards = torch.zeros(num_workers, dtype=torch.float64).share_memory_()
-        self.terminal = torch.zeros(num_workers, dtype=torch.bool).share_memory_()
+        self.terminal = torch.zeros(num_workers, dtype=torch.bool).share_memory_()  # so R = 0
         self.over = torch.zeros(num_workers, dtype=torch.bool).share_memory_()  # needs a reset
 
 
 def worker(
     index: int, args: Args, seeds: list[int], buffers: Buffers, pipes: list[Connection]
 ) -> None:
-    """Steps a share of the environments whenever the coordinator asks; answers with episodes."""
+    """Steps a share of the environments whenever the coordinator asks; answers with episodes.
+
+    Of P processes, the one with this index has the environments index, index + P, index + 2P, …
+    """
     prepare_worker(seeds[index])
-    pipe = pipes[index]
+    pipe, num_processes = pipes[index], len(pipes)
     obs, actions, rewards = buffers.obs.numpy(), buffers.actions.numpy(), buffers.rewards.numpy()
     terminal, over = buffers.terminal.numpy(), buffers.over.numpy()
-    envs = {rank: make_env(args.env_id) for rank in range(index, args.num_workers, len(pipes))}
+    ranks = range(index, args.num_workers, num_processes)
+    envs = {rank: make_env(args.env_id) for rank in ranks}
     for rank, env in envs.items():
         obs[rank], _ = env.reset(seed=seeds[rank])
     pipe.send([])
@@ -468,40 +472,40 @@ class Environments:
         buffers: Buffers,
         stop: Tensor,
     ):
-        self.workers, self.pipes, self.buffers, self.stop = workers, pipes, buffers, stop
+        self.workers = workers
+        self.pipes = pipes
+        self.stop = stop
         self.obs = buffers.obs.numpy()
+        self.actions = buffers.actions.numpy()
         self.rewards = buffers.rewards.numpy()
-        self.terminal, self.over = buffers.terminal.numpy(), buffers.over.numpy()
+        self.terminal = buffers.terminal.numpy()
+        self.over = buffers.over.numpy()
 
     def step(self, actions: dict[int, int]) -> list[dict[str, Any]]:
         """Takes each rank's action, or resets its environment; returns the episodes that ended."""
-        self.buffers.actions.fill_(Buffers.SIT_OUT)
+        self.actions[:] = Buffers.SIT_OUT
         for rank, action in actions.items():
-            self.buffers.actions[rank] = action
+            self.actions[rank] = action
         for pipe in self.pipes:
             with contextlib.suppress(BrokenPipeError):  # receive() tells what happened
                 pipe.send(True)
         return self.receive()
 
     def receive(self) -> list[dict[str, Any]]:
-        """Waits for the answers of all processes."""
+        """Waits for the answers of all processes; takes them in order, so that logs repeat."""
         episodes = []
-        waiting = {*self.pipes}
-        patience = 10  # seconds left to a step after a signal
-        while waiting:
-            ready = wait([*waiting, *self.workers.sentinels], timeout=1)
-            if self.stop and not ready:
-                patience -= 1
-            for pipe in [pipe for pipe in ready if pipe in waiting]:
-                try:
-                    episodes += pipe.recv()
-                    waiting.remove(pipe)
-                except (EOFError, ConnectionResetError):
-                    raise WorkerLost from None
-            if patience == 0 or any(
-                process.exitcode is not None for process in self.workers.processes
-            ):
-                raise WorkerLost
+        patience = 50  # polls of 0.2 seconds, after a signal
+        for pipe in self.pipes:
+            try:
+                while not pipe.poll(timeout=0.2):
+                    if self.stop:
+                        patience -= 1
+                    ended = any(process.exitcode is not None for process in self.workers.processes)
+                    if ended or patience == 0:
+                        raise WorkerLost
+                episodes += pipe.recv()
+            except (EOFError, ConnectionError):
+                raise WorkerLost from None
         return episodes
 
     def close(self) -> None:
@@ -532,7 +536,10 @@ class Segments:
 
 
 def play_segments(args: Args, network: Network, envs: Environments) -> Segments:
-    """Plays up to t_max steps of each environment, or until its episode ends, in one batch."""
+    """Plays a segment of each environment: up to t_max steps, or until an episode or a life ends.
+
+    The network acts in all of them in one batch. After a signal the segments end early.
+    """
     observations: list[list[Tensor]] = [[] for _ in range(args.num_workers)]
     actions: list[list[int]] = [[] for _ in range(args.num_workers)]
     rewards: list[list[float]] = [[] for _ in range(args.num_workers)]
@@ -550,6 +557,8 @@ def play_segments(args: Args, network: Network, envs: Environments) -> Segments:
             rewards[rank].append(float(envs.rewards[rank]))
         ended = envs.terminal | envs.over
         playing = [r for r in playing if len(actions[r]) < args.num_steps and not ended[r]]
+        if envs.stop:
+            break
     return Segments(observations, actions, rewards, episodes)
 
 
@@ -569,6 +578,10 @@ def coordinator(
     envs.receive()
 
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
+        # Reset the environments whose episode has ended
+        if envs.over.any():
+            envs.step({rank: Buffers.RESET for rank in envs.over.nonzero()[0]})
+
         # Snapshot: the network on --device ← θ
         network.load_state_dict(shared.params)
 
@@ -576,11 +589,12 @@ def coordinator(
         segments = play_segments(args, network, envs)
 
         # Learn: Δθ from one pass over the t steps of all segments, and the states to bootstrap from
-        last = torch.from_numpy(envs.obs)  # (num_workers, ...), to bootstrap from
+        last = torch.from_numpy(envs.obs)  # (num_workers, ...), each segment's last state
         states = torch.stack([*chain(*segments.observations), *last])  # (t + num_workers, ...)
         actions = torch.tensor([*chain(*segments.actions)], device=args.device)  # (t,)
         t = len(actions)
-        logits, values = network(states.to(args.device))  # (t + num_workers, ...) each
+        # (t + num_workers, num_actions), (t + num_workers,)
+        logits, values = network(states.to(args.device))
         bootstraps = values[t:].tolist()
         targets: list[float] = []
         for rank, rewards in enumerate(segments.rewards):
@@ -609,10 +623,6 @@ def coordinator(
         if time.monotonic() > last_save + args.checkpoint_interval:
             save_checkpoint(shared, args, run_dir)
             last_save = time.monotonic()
-
-        # Reset the environments whose episode has ended
-        if envs.over.any():
-            envs.step({rank: Buffers.RESET for rank in envs.over.nonzero()[0]})
 
 
 # Running it
@@ -875,7 +885,7 @@ def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None
 
 
 def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
-    """Starts the processes that step the environments, one per core."""
+    """Starts the processes that step the environments: at most one per core."""
     method = mp.get_start_method(allow_none=True)
     if method is None:
         method = "fork" if sys.platform == "linux" and args.device == "cpu" else "spawn"
@@ -905,7 +915,7 @@ def num_cores() -> int:
     """The number of cores that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
-    most = 30 if sys.platform == "win32" else 10_000  # Windows waits for 63 handles, two of each
+    most = 60 if sys.platform == "win32" else 10_000  # Windows waits for 63 handles
     return min(os.cpu_count() or 1, most)
 
 
@@ -925,7 +935,7 @@ def main(args: Args) -> list[float] | None:
 
     shared, run_dir = start_run(args, network)
     start = int(shared.steps.sum())
-    sequence = np.random.SeedSequence([args.seed, start])  # T: new on a resume
+    sequence = np.random.SeedSequence([args.seed, start])  # a resumed run gets new seeds
     seeds = sequence.generate_state(args.num_workers).tolist()
     lost = True
     with StopSignals(shared.stop) as signals:
@@ -940,6 +950,8 @@ def main(args: Args) -> list[float] | None:
         except WorkerLost:
             if not signals.signum:
                 print(f"{SCRIPT.name}: a worker was lost: {envs.why_lost()}", file=sys.stderr)
+        except FloatingPointError as error:
+            print(f"{SCRIPT.name}: error: {error}", file=sys.stderr)
         finally:
             torch.set_num_threads(1)  # main may be called again, and fork
             for process in envs.workers.processes:

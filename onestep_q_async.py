@@ -88,9 +88,7 @@ class Args:
     num_steps: int = 5  # longest segment between two updates, in agent steps (I_AsyncUpdate)
     gamma: float = 0.99  # discount per agent step (γ)
     exploration_steps: int = 0  # T at which ε becomes final; 0: 1M for images, else 25,000
-    target_interval: int = (
-        0  # steps between refreshes of θ⁻ (I_target); 0: 10k for images, else 250
-    )
+    target_interval: int = 0  # steps between refreshes of θ⁻ (I_target); 0: 10k on images, else 250
     init: Literal["orthogonal", "paper"] = "orthogonal"  # weights for images; others: always paper
 
     # Optimizer

@@ -53,6 +53,7 @@ class FakeEnvironments:
 
     def __init__(self, envs, seed):
         self.envs = envs
+        self.stop = torch.zeros(1, dtype=torch.bool)
         buffers = a2c.Buffers(envs[0], len(envs))
         self.obs, self.rewards = buffers.obs.numpy(), buffers.rewards.numpy()
         self.terminal, self.over = buffers.terminal.numpy(), buffers.over.numpy()
@@ -275,6 +276,22 @@ def test_a2c_sums_up_the_gradients_of_its_segments(monkeypatch, end, life):
     assert [[3, 5, 5], [3, 5, 2]] == lengths[:2] if end else lengths[:2] == [[3, 4, 5], [3, 4, 5]]
 
 
+def test_a_signal_ends_the_segments_of_a2c_early():
+    args = a2c.Args(num_workers=2, num_steps=1000)
+    envs = FakeEnvironments([gym.wrappers.RecordEpisodeStatistics(Count()) for _ in range(2)], 0)
+    network = a2c.make_network(envs.envs[0], "paper")
+    step = envs.step
+
+    def signalled_step(actions):
+        envs.stop.fill_(bool(envs.obs[0].sum() == 2))
+        return step(actions)
+
+    envs.step = signalled_step
+    segments = a2c.play_segments(args, network, envs)
+    assert [len(actions) for actions in segments.actions] == [3, 3]
+    assert [len(observations) for observations in segments.observations] == [3, 3]
+
+
 def test_an_a2c_worker_steps_its_share_of_the_environments(monkeypatch):
     """Environments 1 and 3 of 4 are those of the second of two processes."""
     args = a2c.Args(env_id="toy_envs:Terminates-v0", num_workers=4)
@@ -320,7 +337,7 @@ def test_how_segments_end(script, monkeypatch, env_id, segments):
     assert [len(update.segments[0]) for update in played.updates] == 3 * segments
     rewards = [step.reward for update in played.updates for step in update.segments[0]]
     assert rewards == 3 * [*range(1, length + 1)]
-    assert played.envs[0].unwrapped.resets == 1 + 3  # the start, and each end of an episode
+    assert played.envs[0].unwrapped.resets == 1 + 3
     sent = [message for message in played.sent if "charts/episodic_return" in message[1]]
     assert [step for step, _ in sent] == [length, 2 * length, 3 * length]
     assert [stats["charts/episodic_length"] for _, stats in sent] == [length] * 3

@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
@@ -203,3 +204,13 @@ def test_help_of_every_flag_is_its_own(script, capsys):
     text = " ".join(capsys.readouterr().out.replace("│", "").split())
     assert "(default: 5)" in text
     assert not re.search(r"(Run|Algorithm|Optimizer|Checkpoints and evaluation) \(default", text)
+
+
+def test_every_flag_has_a_help(script, capsys):
+    """tyro does not find a comment that ruff has moved into parentheses."""
+    with pytest.raises(SystemExit):
+        tyro.cli(script.Args, args=["--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", "").split())
+    flags = re.findall(r"--[\w-]+ (?:STR|INT|FLOAT|\{[\w,]+\}) (.{9})", text)
+    assert len(flags) >= len(fields(script.Args)) - 1  # --capture-video takes no value
+    assert "(default:" not in flags

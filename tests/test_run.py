@@ -213,12 +213,13 @@ def test_a_crashing_environment_ends_the_run(script, launch):
 def test_numbers_that_are_none_end_the_run_before_they_spread(script, tmp_path, capsys, kind):
     flags = {"env_id": f"toy_envs:{kind}-v0", "total_timesteps": 10**6}
     told = "gradient's norm is (nan|inf)|must be finite"
-    if script.__name__ == "a2c":  # which learns in main
-        with pytest.raises((FloatingPointError, ValueError), match=told):
+    if script.__name__ == "a2c" and kind == "SeenNaN":  # it draws its actions in main
+        with pytest.raises(ValueError, match=told):
             train(script, tmp_path, **flags)
     else:
         train(script, tmp_path, code=1, **flags)
-        assert re.search(told, capsys.readouterr().err)
+        err = capsys.readouterr().err
+        assert re.search(told, err) and "to continue: " in err
     (run_dir,) = tmp_path.iterdir()
     assert_usable(run_dir)
 
