@@ -28,7 +28,7 @@ a3c.py computes with one worker, given the same flags.
 
 Where this file departs from A3C's published settings:
 - Orthogonal initial weights, a small ε, and g starting at 1 learn Atari several times faster. The
-  paper's: --init paper --learning-rate 7e-4 --rms-eps 0.1.
+  authors' settings, but for g's start: --init paper --learning-rate 7e-4 --rms-eps 0.1.
 - The value gradient is c(R - V)∇V with c = 0.5, as in most reproductions.
 - A time limit bootstraps from V of the last observation. A lost life in Atari ends the segment with
   R = 0, but the game goes on.
@@ -69,7 +69,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT = Path(__file__)  # its name is in checkpoints: a renamed copy refuses the original's
+SCRIPT = Path(__file__)  # checkpoints hold its name: a renamed copy refuses the original's
 torch.set_num_threads(1)  # until the processes are forked: a thread pool would not survive
 cv2.setNumThreads(0)
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
@@ -110,7 +110,7 @@ class Args:
 
 
 def choose_defaults(args: Args, images: bool) -> Args:
-    """Replaces arguments of 0 by their values for images, or for other observations."""
+    """Replaces arguments that are 0 with the defaults for images, or for other observations."""
     return replace(
         args,
         total_timesteps=args.total_timesteps or (10_000_000 if images else 300_000),
@@ -169,9 +169,9 @@ def resize(screen: np.ndarray) -> np.ndarray:
 
 
 def is_image(space: gym.spaces.Box) -> bool:
-    """Whether observations are images: uint8, 0 to 255, sides of at least 32, gray or RGB.
+    """Whether observations are images: uint8, 0 to 255, sides of at least 32.
 
-    Raises UnsupportedEnvironment if an image has its channels first, or too many of them.
+    Raises UnsupportedEnvironment if an image is neither gray nor RGB nor a stack of (84, 84, 4).
     """
     shape = space.shape
     if space.dtype != np.uint8 or len(shape) not in (2, 3):
@@ -273,7 +273,7 @@ class FlatNetwork(nn.Module):
         self.value = nn.Linear(256, 1)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        x = obs.float().flatten(1)  # (B, num_inputs)
+        x = obs.float().reshape(len(obs), -1)  # (B, num_inputs)
         logits = self.policy(self.policy_hidden(x))  # (B, num_actions)
         values = self.value(self.value_hidden(x)).squeeze(1)  # (B,)
         return logits, values
@@ -293,7 +293,7 @@ def make_network(env: gym.Env, init: str) -> Network:
     else:
         network = FlatNetwork(math.prod(env.observation_space.shape), num_actions)
 
-    if init == "orthogonal":  # PyTorch's default is the paper's
+    if init == "orthogonal":  # otherwise PyTorch's default, which is the paper's
         for param in network.parameters():
             if param.ndim == 1:  # a bias
                 nn.init.zeros_(param)
@@ -301,7 +301,7 @@ def make_network(env: gym.Env, init: str) -> Network:
                 nn.init.orthogonal_(param, gain=2**0.5)
         nn.init.orthogonal_(network.policy.weight, gain=0.01)
         nn.init.orthogonal_(network.value.weight, gain=1.0)
-    # The images' own layout saves a copy. PyTorch's type stubs do not know the argument.
+    # Weights in the layout of the observations, whose channels are last, save a copy in each pass.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -338,7 +338,7 @@ class Shared:
             param.addcmul_(grad, (g + eps).rsqrt_(), value=-lr)
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Puts back all but θ, which comes with the network. Worker 0 takes over all counts."""
+        """Restores all but θ, which the network has brought along. Worker 0 gets the sums."""
         for name, tensor in self.square_avg.items():
             tensor.copy_(checkpoint["square_avg"][name])
         self.steps[0] = checkpoint["steps"].sum()
@@ -353,7 +353,7 @@ def share(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def n_step_returns(rewards: list[float], bootstrap: float, gamma: float) -> list[float]:
-    """R_i = r_i + γ R_{i+1} for each step of a segment, backwards from its last state's value."""
+    """R_i = r_i + γ R_{i+1} for each step of a segment, backwards from R_t, the bootstrap."""
     returns = []
     R = bootstrap
     for reward in reversed(rewards):
@@ -373,7 +373,7 @@ def actor_critic_loss(
     """Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²], and its terms.
 
     logits: (t, num_actions); values, actions and returns: (t,). The policy's term takes the
-    advantages R - V as constants.
+    advantages R - V as constants. The terms are means per step.
     """
     logprobs = logits.log_softmax(1)  # (t, num_actions)
     chosen = logprobs.gather(1, actions[:, None]).squeeze(1)  # log π(a_i|s_i), (t,)
@@ -400,8 +400,10 @@ def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor
     """
     norm = nn.utils.get_total_norm(grads).item()
     if not math.isfinite(norm):
-        message = f"the gradient's norm is {norm}: look for NaN in rewards and observations"
-        raise FloatingPointError(message)
+        raise FloatingPointError(
+            f"the gradient's norm is {norm}: look for NaN or huge values in rewards and "
+            "observations, or lower --learning-rate"
+        )
     if norm > max_norm:
         grads = tuple(grad * (max_norm / norm) for grad in grads)
     return grads, norm
@@ -449,7 +451,9 @@ def worker(
                 over[rank] = False
                 continue
             obs[rank], rewards[rank], terminated, truncated, info = env.step(int(actions[rank]))
-            terminal[rank] = terminated or info.get("life_lost", False)  # a life: it goes on
+            terminal[rank] = terminated or info.get(
+                "life_lost", False
+            )  # a life ends the segment only
             over[rank] = terminated or truncated
             if over[rank]:
                 episodes.append(info["episode"])
@@ -629,14 +633,14 @@ def coordinator(
 
 
 def prepare_worker(seed: int) -> None:
-    """Seeds a worker, and sets its signals: main stops it, except for a terminal's Ctrl-C."""
+    """Seeds a worker, and replaces the signal handlers that a fork copies from main."""
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also sent when main dies
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C, or on Linux main's death
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # main lets the workers end their segments
 
 
 class WorkerLog:
@@ -645,25 +649,27 @@ class WorkerLog:
     def __init__(self, send: Callable[[Any], None]):
         self.send = send
         self.stats: list[dict[str, float]] = []
-        self.values: list[Tensor] = []
-        self.returns: list[Tensor] = []
+        self.estimates: list[Tensor] = []
+        self.targets: list[Tensor] = []
 
-    def update(self, step: int, stats: dict[str, float], values: Tensor, returns: Tensor) -> None:
+    def update(
+        self, step: int, stats: dict[str, float], estimates: Tensor, targets: Tensor
+    ) -> None:
         self.stats.append(stats)
-        self.values.append(values.detach())
-        self.returns.append(returns)
+        self.estimates.append(estimates.detach())
+        self.targets.append(targets)
         if len(self.stats) < 100:
             return
 
         means = {tag: float(np.mean([update[tag] for update in self.stats])) for tag in stats}
-        all_returns = torch.cat(self.returns)
-        errors = all_returns - torch.cat(self.values)
-        if all_returns.var() > 0:
-            means["losses/explained_variance"] = 1 - float(errors.var() / all_returns.var())
+        all_targets = torch.cat(self.targets)
+        errors = all_targets - torch.cat(self.estimates)
+        if all_targets.var() > 0:
+            means["losses/explained_variance"] = 1 - float(errors.var() / all_targets.var())
         self.send((step, means))
         self.stats.clear()
-        self.values.clear()
-        self.returns.clear()
+        self.estimates.clear()
+        self.targets.clear()
 
     def episode(self, step: int, episode: dict[str, Any]) -> None:
         stats = {"charts/episodic_return": episode["r"], "charts/episodic_length": episode["l"]}
@@ -677,13 +683,13 @@ class RunLog:
         self.writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("arguments", f"|flag|value|\n|-|-|\n{table}", start)
-        self.terminal = sys.stderr.isatty()
+        self.on_terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=args.total_timesteps,
             initial=start,
             unit=" steps",
             smoothing=0.05,
-            file=sys.stderr if self.terminal else open(os.devnull, "w"),
+            file=sys.stderr if self.on_terminal else open(os.devnull, "w"),
         )
         self.returns: deque[float] = deque(maxlen=100)
         self.last_report = time.monotonic()
@@ -705,7 +711,7 @@ class RunLog:
 
         self.last_report = time.monotonic()
         self.add(step, {"charts/SPS": self.bar.format_dict["rate"] or 0.0})
-        if not self.terminal:
+        if not self.on_terminal:
             with contextlib.suppress(OSError):  # nobody reads the output any more
                 print(self.bar, flush=True)
 
@@ -729,7 +735,7 @@ class StopSignals:
     def __enter__(self):
         signums = [signal.SIGINT, signal.SIGTERM]
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            signums.append(signal.SIGHUP)  # nohup has it ignored
+            signums.append(signal.SIGHUP)  # under nohup it stays ignored
         self.handlers = {signum: signal.signal(signum, self.handle) for signum in signums}
         return self
 
@@ -748,8 +754,8 @@ class StopSignals:
 def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
     """Replaces checkpoint.pt atomically, and keeps the one before it as checkpoint.prev.pt.
 
-    Returns False if it cannot be written. The copy of θ, g and the counters takes milliseconds, in
-    which workers may go on with their updates.
+    Returns False if it cannot be written. Workers go on with their updates during the milliseconds
+    that the copy of θ, g and the counters takes.
     """
     file, part = run_dir / "checkpoint.pt", run_dir / "checkpoint.part"
     state = copy.deepcopy(vars(shared))
@@ -762,7 +768,7 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
             shutil.copyfile(file, run_dir / "checkpoint.prev.pt")
         os.replace(part, file)
     except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
-        print(f"{SCRIPT.name}: cannot write {part} (disk full?): {error}", file=sys.stderr)
+        warn(f"{SCRIPT.name}: cannot write {part} (disk full?): {error}")
         return False
     return True
 
@@ -772,12 +778,19 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
     file = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
     try:
         checkpoint = torch.load(file, weights_only=True)
-        if checkpoint["script"] != SCRIPT.stem:
-            raise ValueError(f"it was written by {checkpoint['script']}.py: use that script")
-        flags = {**checkpoint["args"], "resume": ""}  # of the command, not of the run
-        checkpoint["args"] = Args(**flags)
-    except Exception as error:
-        bad_input(f"{file} cannot be used as a checkpoint: {error}")
+        script, flags = checkpoint["script"], checkpoint["args"]
+    except FileNotFoundError:
+        bad_input(f"{file} does not exist")
+    except Exception as error:  # whatever PyTorch raises on a damaged file
+        what = f"{file} is damaged, or is no checkpoint ({type(error).__name__})"
+        bad_input(f"{what}: try checkpoint.prev.pt beside it")
+    if script != SCRIPT.stem:
+        bad_input(f"{file} was written by {script}.py: use that script")
+
+    try:
+        checkpoint["args"] = Args(**{**flags, "resume": ""})  # --resume belongs to the command
+    except TypeError as error:
+        bad_input(f"{file} is from another version of {SCRIPT.name}: {error}")
     return checkpoint, file.parent
 
 
@@ -796,7 +809,8 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
             obs, _, _, _, info = env.step(act(network, batch)[0])
             steps += 1
             if steps == 100_000:
-                bad_input(f"{args.env_id}: an episode has not ended within {steps} steps")
+                what = f"{args.env_id}: an episode has not ended within {steps} steps"
+                bad_input(f"{what}: register it with max_episode_steps")
         returns.append(float(info["episode"]["r"]))
         print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
     env.close()
@@ -805,8 +819,14 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     return returns
 
 
+def warn(message: str) -> None:
+    """Prints to stderr, above the bar. A full disk or a closed terminal does not end the run."""
+    with contextlib.suppress(OSError):
+        tqdm.write(message, file=sys.stderr)
+
+
 def bad_input(message: str) -> NoReturn:
-    print(f"{SCRIPT.name}: error: {' '.join(message.split())}", file=sys.stderr)
+    warn(f"{SCRIPT.name}: error: {' '.join(message.split())}")
     sys.exit(2)
 
 
@@ -830,7 +850,7 @@ BOUNDS = {  # the smallest and the largest value of each number among the argume
 def validate_args(args: Args) -> tuple[Args, Network]:
     """Checks the arguments; returns them with defaults filled in, and the initial network."""
     for name, (low, high) in BOUNDS.items():
-        value = asdict(args)[name]
+        value = getattr(args, name)
         if not low <= value <= high:
             bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
     if args.resume and args.evaluate:
@@ -896,6 +916,7 @@ def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
         buffers = Buffers(env, args.num_workers)
     # No warning for every worker that main kills.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    others = mp.active_children()  # of a program that calls main
     try:
         workers = mp.start_processes(
             worker,
@@ -905,7 +926,7 @@ def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
             start_method=method,
         )
     except BaseException:  # such as too many processes: those that have started must not stay
-        for process in mp.active_children():
+        for process in {*mp.active_children()} - {*others}:
             process.kill()
         raise
     return Environments(workers, ours, buffers, stop)
@@ -922,7 +943,8 @@ def num_cores() -> int:
 def main(args: Args) -> list[float] | None:
     """Trains, or evaluates and returns the episodes' returns.
 
-    Only the command line takes a run's flags from its checkpoint.
+    From Python, pass the run's own arguments along with resume or evaluate: only the command line
+    takes them from the checkpoint.
     """
     args, network = validate_args(args)
     if args.evaluate:
@@ -949,9 +971,9 @@ def main(args: Args) -> list[float] | None:
             envs.close()
         except WorkerLost:
             if not signals.signum:
-                print(f"{SCRIPT.name}: a worker was lost: {envs.why_lost()}", file=sys.stderr)
+                warn(f"{SCRIPT.name}: a worker was lost: {envs.why_lost()}")
         except FloatingPointError as error:
-            print(f"{SCRIPT.name}: error: {error}", file=sys.stderr)
+            warn(f"{SCRIPT.name}: error: {error}")
         finally:
             torch.set_num_threads(1)  # main may be called again, and fork
             for process in envs.workers.processes:
@@ -959,8 +981,8 @@ def main(args: Args) -> list[float] | None:
             saved = save_checkpoint(shared, args, run_dir)
         log.close(int(shared.steps.sum()))
 
-    if signals.signum or lost or not saved or shared.steps.sum() < args.total_timesteps:
-        print(f"to continue: python {SCRIPT.name} --resume {run_dir}", file=sys.stderr)
+    if signals.signum or lost or not saved:
+        warn(f"to continue: python {SCRIPT.name} --resume {run_dir}")
         sys.exit(128 + signals.signum if signals.signum else 1)
     return None
 

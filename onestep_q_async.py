@@ -23,8 +23,8 @@ Explained, with its results, in docs/algorithms/onestep_q_async.md.
 
 Where this file departs from the paper:
 - Orthogonal initial weights, a small η, a small ε in RMSProp, and a g that starts at 1 and is a
-  mean over more updates, as in a3c.py. The paper's: --init paper --learning-rate 7e-4
-  --rms-eps 0.1 --rms-alpha 0.99.
+  mean over more updates, as in a3c.py. The authors' settings, but for g's start: --init paper
+  --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99.
 - Algorithm 1 reads the shared θ itself. The snapshot θ' keeps other workers from changing it
   between the forward and the backward pass of a batch. With one worker there is no difference.
 - The steps to an update are counted from the last one; Algorithm 1 counts from the worker's start.
@@ -66,7 +66,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT = Path(__file__)  # its name is in checkpoints: a renamed copy refuses the original's
+SCRIPT = Path(__file__)  # checkpoints hold its name: a renamed copy refuses the original's
 torch.set_num_threads(1)  # one core per process; a thread pool would not survive a fork
 cv2.setNumThreads(0)
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
@@ -88,7 +88,7 @@ class Args:
     num_steps: int = 5  # longest segment between two updates, in agent steps (I_AsyncUpdate)
     gamma: float = 0.99  # discount per agent step (γ)
     exploration_steps: int = 0  # T at which ε becomes final; 0: 1M for images, else 25,000
-    target_interval: int = 0  # steps between refreshes of θ⁻ (I_target); 0: 10k on images, else 250
+    target_interval: int = 0  # steps per refresh of θ⁻ (I_target); 0: 10k for images, else 250
     init: Literal["orthogonal", "paper"] = "orthogonal"  # weights for images; others: always paper
 
     # Optimizer
@@ -106,7 +106,7 @@ class Args:
 
 
 def choose_defaults(args: Args, images: bool) -> Args:
-    """Replaces arguments of 0 by their values for images, or for other observations."""
+    """Replaces arguments that are 0 with the defaults for images, or for other observations."""
     return replace(
         args,
         total_timesteps=args.total_timesteps or (10_000_000 if images else 300_000),
@@ -168,9 +168,9 @@ def resize(screen: np.ndarray) -> np.ndarray:
 
 
 def is_image(space: gym.spaces.Box) -> bool:
-    """Whether observations are images: uint8, 0 to 255, sides of at least 32, gray or RGB.
+    """Whether observations are images: uint8, 0 to 255, sides of at least 32.
 
-    Raises UnsupportedEnvironment if an image has its channels first, or too many of them.
+    Raises UnsupportedEnvironment if an image is neither gray nor RGB nor a stack of (84, 84, 4).
     """
     shape = space.shape
     if space.dtype != np.uint8 or len(shape) not in (2, 3):
@@ -269,7 +269,7 @@ class FlatNetwork(nn.Module):
         self.q = nn.Linear(256, num_actions)
 
     def forward(self, obs: Tensor) -> Tensor:
-        x = self.hidden(obs.float().flatten(1))  # (B, 256)
+        x = self.hidden(obs.float().reshape(len(obs), -1))  # (B, 256)
         return self.q(x)  # (B, num_actions)
 
 
@@ -287,7 +287,7 @@ def make_network(env: gym.Env, init: str) -> Network:
     else:
         network = FlatNetwork(math.prod(env.observation_space.shape), num_actions)
 
-    # PyTorch's default is the paper's, and better for the MLP.
+    # Otherwise PyTorch's default, which is the paper's, and better for the MLP.
     if init == "orthogonal" and isinstance(network, ImageNetwork):
         for param in network.parameters():
             if param.ndim == 1:  # a bias
@@ -295,7 +295,7 @@ def make_network(env: gym.Env, init: str) -> Network:
             else:
                 nn.init.orthogonal_(param, gain=2**0.5)
         nn.init.orthogonal_(network.q.weight, gain=0.01)
-    # The images' own layout saves a copy. PyTorch's type stubs do not know the argument.
+    # Weights in the layout of the observations, whose channels are last, save a copy in each pass.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -341,7 +341,7 @@ class Shared:
         self.refreshed.fill_(step)
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Puts back all but θ, which comes with the network. Worker 0 takes over all counts."""
+        """Restores all but θ, which the network has brought along. Worker 0 gets the sums."""
         for name, tensor in self.square_avg.items():
             tensor.copy_(checkpoint["square_avg"][name])
         self.refresh_target(int(checkpoint["refreshed"]), checkpoint["target"])
@@ -358,9 +358,10 @@ def share(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def one_step_targets(rewards: Tensor, next_values: Tensor, terminal: bool, gamma: float) -> Tensor:
     """y_i = r_i + γ Q_{i+1} for each step of a segment, or y_i = r_i at a terminal state; (t,)."""
-    not_terminal = torch.ones_like(next_values)
-    not_terminal[-1] = not terminal
-    return rewards + gamma * next_values * not_terminal
+    targets = rewards + gamma * next_values
+    if terminal:
+        targets[-1] = rewards[-1]
+    return targets
 
 
 def q_loss(q_values: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -380,8 +381,10 @@ def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor
     """
     norm = nn.utils.get_total_norm(grads).item()
     if not math.isfinite(norm):
-        message = f"the gradient's norm is {norm}: look for NaN in rewards and observations"
-        raise FloatingPointError(message)
+        raise FloatingPointError(
+            f"the gradient's norm is {norm}: look for NaN or huge values in rewards and "
+            "observations, or lower --learning-rate"
+        )
     if norm > max_norm:
         grads = tuple(grad * (max_norm / norm) for grad in grads)
     return grads, norm
@@ -390,12 +393,12 @@ def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor
 def worker(
     rank: int, args: Args, seeds: list[int], shared: Shared, pipes: list[Connection]
 ) -> None:
-    """One actor-learner (Algorithm 1). Statistics go to main through the worker's pipe."""
+    """One actor-learner (Algorithm 1). `step` is T at its snapshot; statistics go by pipe."""
     prepare_worker(seeds[rank])
     env = make_env(args.env_id)
     network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
-    target = make_network(env, args.init).requires_grad_(False)
-    target.load_state_dict(shared.target, assign=True)  # θ⁻ itself, not a copy
+    target_network = make_network(env, args.init).requires_grad_(False)
+    target_network.load_state_dict(shared.target, assign=True)  # θ⁻ itself, not a copy
     generator = np.random.default_rng([args.seed, rank])  # a resumed run draws the same ε
     final_epsilon = generator.choice([0.1, 0.01, 0.5], p=[0.4, 0.3, 0.3])
     log = WorkerLog(pipes[rank].send)
@@ -416,7 +419,7 @@ def worker(
         while len(actions) < args.num_steps and not (terminal or truncated):
             action = act(network, obs, epsilon)
             obs, reward, terminated, truncated, info = env.step(action)
-            terminal = terminated or info.get("life_lost", False)  # a life: the game goes on
+            terminal = terminated or info.get("life_lost", False)  # a life ends the segment only
             observations.append(np.array(obs))  # a copy: an environment may reuse its array
             actions.append(action)
             rewards.append(float(reward))
@@ -425,7 +428,7 @@ def worker(
         # Learn: Δθ from one pass over the segment
         states = torch.as_tensor(np.stack(observations))  # (t+1, ...)
         chosen = torch.tensor(actions)[:, None]  # (t, 1)
-        next_values = target(states[1:]).amax(1)  # max_a' Q(s', a'; θ⁻), (t,)
+        next_values = target_network(states[1:]).amax(1)  # max_a' Q(s', a'; θ⁻), (t,)
         targets = one_step_targets(torch.tensor(rewards), next_values, terminal, args.gamma)  # (t,)
         q_values = network(states[:t]).gather(1, chosen).squeeze(1)  # Q(s_i, a_i; θ'), (t,)
         loss, stats = q_loss(q_values, targets)
@@ -458,14 +461,14 @@ def worker(
 
 
 def prepare_worker(seed: int) -> None:
-    """Seeds a worker, and sets its signals: main stops it, except for a terminal's Ctrl-C."""
+    """Seeds a worker, and replaces the signal handlers that a fork copies from main."""
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also sent when main dies
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C, or on Linux main's death
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # main lets the workers end their segments
 
 
 class WorkerLog:
@@ -474,25 +477,27 @@ class WorkerLog:
     def __init__(self, send: Callable[[Any], None]):
         self.send = send
         self.stats: list[dict[str, float]] = []
-        self.values: list[Tensor] = []
-        self.returns: list[Tensor] = []
+        self.estimates: list[Tensor] = []
+        self.targets: list[Tensor] = []
 
-    def update(self, step: int, stats: dict[str, float], values: Tensor, returns: Tensor) -> None:
+    def update(
+        self, step: int, stats: dict[str, float], estimates: Tensor, targets: Tensor
+    ) -> None:
         self.stats.append(stats)
-        self.values.append(values.detach())
-        self.returns.append(returns)
+        self.estimates.append(estimates.detach())
+        self.targets.append(targets)
         if len(self.stats) < 100:
             return
 
         means = {tag: float(np.mean([update[tag] for update in self.stats])) for tag in stats}
-        all_returns = torch.cat(self.returns)
-        errors = all_returns - torch.cat(self.values)
-        if all_returns.var() > 0:
-            means["losses/explained_variance"] = 1 - float(errors.var() / all_returns.var())
+        all_targets = torch.cat(self.targets)
+        errors = all_targets - torch.cat(self.estimates)
+        if all_targets.var() > 0:
+            means["losses/explained_variance"] = 1 - float(errors.var() / all_targets.var())
         self.send((step, means))
         self.stats.clear()
-        self.values.clear()
-        self.returns.clear()
+        self.estimates.clear()
+        self.targets.clear()
 
     def episode(self, step: int, episode: dict[str, Any]) -> None:
         stats = {"charts/episodic_return": episode["r"], "charts/episodic_length": episode["l"]}
@@ -506,13 +511,13 @@ class RunLog:
         self.writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("arguments", f"|flag|value|\n|-|-|\n{table}", start)
-        self.terminal = sys.stderr.isatty()
+        self.on_terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=args.total_timesteps,
             initial=start,
             unit=" steps",
             smoothing=0.05,
-            file=sys.stderr if self.terminal else open(os.devnull, "w"),
+            file=sys.stderr if self.on_terminal else open(os.devnull, "w"),
         )
         self.returns: deque[float] = deque(maxlen=100)
         self.last_report = time.monotonic()
@@ -534,7 +539,7 @@ class RunLog:
 
         self.last_report = time.monotonic()
         self.add(step, {"charts/SPS": self.bar.format_dict["rate"] or 0.0})
-        if not self.terminal:
+        if not self.on_terminal:
             with contextlib.suppress(OSError):  # nobody reads the output any more
                 print(self.bar, flush=True)
 
@@ -558,7 +563,7 @@ class StopSignals:
     def __enter__(self):
         signums = [signal.SIGINT, signal.SIGTERM]
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            signums.append(signal.SIGHUP)  # nohup has it ignored
+            signums.append(signal.SIGHUP)  # under nohup it stays ignored
         self.handlers = {signum: signal.signal(signum, self.handle) for signum in signums}
         return self
 
@@ -577,8 +582,8 @@ class StopSignals:
 def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
     """Replaces checkpoint.pt atomically, and keeps the one before it as checkpoint.prev.pt.
 
-    Returns False if it cannot be written. The copy of θ, g and the counters takes milliseconds, in
-    which workers may go on with their updates.
+    Returns False if it cannot be written. Workers go on with their updates during the milliseconds
+    that the copy of θ, g and the counters takes.
     """
     file, part = run_dir / "checkpoint.pt", run_dir / "checkpoint.part"
     state = copy.deepcopy(vars(shared))
@@ -591,7 +596,7 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
             shutil.copyfile(file, run_dir / "checkpoint.prev.pt")
         os.replace(part, file)
     except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
-        print(f"{SCRIPT.name}: cannot write {part} (disk full?): {error}", file=sys.stderr)
+        warn(f"{SCRIPT.name}: cannot write {part} (disk full?): {error}")
         return False
     return True
 
@@ -601,12 +606,19 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
     file = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
     try:
         checkpoint = torch.load(file, weights_only=True)
-        if checkpoint["script"] != SCRIPT.stem:
-            raise ValueError(f"it was written by {checkpoint['script']}.py: use that script")
-        flags = {**checkpoint["args"], "resume": ""}  # of the command, not of the run
-        checkpoint["args"] = Args(**flags)
-    except Exception as error:
-        bad_input(f"{file} cannot be used as a checkpoint: {error}")
+        script, flags = checkpoint["script"], checkpoint["args"]
+    except FileNotFoundError:
+        bad_input(f"{file} does not exist")
+    except Exception as error:  # whatever PyTorch raises on a damaged file
+        what = f"{file} is damaged, or is no checkpoint ({type(error).__name__})"
+        bad_input(f"{what}: try checkpoint.prev.pt beside it")
+    if script != SCRIPT.stem:
+        bad_input(f"{file} was written by {script}.py: use that script")
+
+    try:
+        checkpoint["args"] = Args(**{**flags, "resume": ""})  # --resume belongs to the command
+    except TypeError as error:
+        bad_input(f"{file} is from another version of {SCRIPT.name}: {error}")
     return checkpoint, file.parent
 
 
@@ -624,7 +636,8 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
             obs, _, _, _, info = env.step(act(network, obs))
             steps += 1
             if steps == 100_000:
-                bad_input(f"{args.env_id}: an episode has not ended within {steps} steps")
+                what = f"{args.env_id}: an episode has not ended within {steps} steps"
+                bad_input(f"{what}: register it with max_episode_steps")
         returns.append(float(info["episode"]["r"]))
         print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
     env.close()
@@ -633,8 +646,14 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     return returns
 
 
+def warn(message: str) -> None:
+    """Prints to stderr, above the bar. A full disk or a closed terminal does not end the run."""
+    with contextlib.suppress(OSError):
+        tqdm.write(message, file=sys.stderr)
+
+
 def bad_input(message: str) -> NoReturn:
-    print(f"{SCRIPT.name}: error: {' '.join(message.split())}", file=sys.stderr)
+    warn(f"{SCRIPT.name}: error: {' '.join(message.split())}")
     sys.exit(2)
 
 
@@ -658,7 +677,7 @@ BOUNDS = {  # the smallest and the largest value of each number among the argume
 def validate_args(args: Args) -> tuple[Args, Network]:
     """Checks the arguments; returns them with defaults filled in, and the initial network."""
     for name, (low, high) in BOUNDS.items():
-        value = asdict(args)[name]
+        value = getattr(args, name)
         if not low <= value <= high:
             bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
     if args.resume and args.evaluate:
@@ -714,10 +733,11 @@ def start_workers(args: Args, shared: Shared) -> tuple[mp.ProcessContext, list[C
         method = "fork" if sys.platform == "linux" else "spawn"
     pipes = [mp.get_context(method).Pipe(duplex=False) for _ in range(args.num_workers)]
     receivers, senders = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
-    sequence = np.random.SeedSequence([args.seed, int(shared.steps.sum())])  # T: new on a resume
-    seeds = sequence.generate_state(args.num_workers).tolist()
+    T = int(shared.steps.sum())  # in the seeds, so that a resumed run gets new ones
+    seeds = np.random.SeedSequence([args.seed, T]).generate_state(args.num_workers).tolist()
     # No warning for every worker that main kills.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    others = mp.active_children()  # of a program that calls main
     try:
         workers = mp.start_processes(
             worker,
@@ -727,7 +747,7 @@ def start_workers(args: Args, shared: Shared) -> tuple[mp.ProcessContext, list[C
             start_method=method,
         )
     except BaseException:  # such as too many processes: those that have started must not stay
-        for process in mp.active_children():
+        for process in {*mp.active_children()} - {*others}:
             process.kill()
         raise
     return workers, receivers
@@ -744,7 +764,7 @@ def watch(
 ) -> bool:
     """Logs and saves until all workers have ended; returns whether one was lost."""
     last_save = time.monotonic()
-    deadline = math.inf  # of the last steps, once the run is to end
+    deadline = math.inf  # by which the workers must have ended, once the run is to end
     ended = lost = False
     while not ended:
         try:
@@ -752,23 +772,26 @@ def watch(
         except Exception as error:
             ended = lost = True
             if not signals.signum:
-                print(f"{SCRIPT.name}: a worker was lost: {error}", file=sys.stderr)
+                warn(f"{SCRIPT.name}: a worker was lost: {error}")
 
         for receiver in receivers:
             with contextlib.suppress(EOFError, BrokenPipeError):  # its worker has ended
                 while receiver.poll():
                     log.add(*receiver.recv())
 
-        # In this order: a worker that leaves after T was read may have seen T_max meanwhile.
-        left = any(process.exitcode == 0 for process in workers.processes)
+        # Before T is read, which only grows: a worker that has seen T_max is not blamed.
+        exited = any(process.exitcode == 0 for process in workers.processes)
         step = int(shared.steps.sum())
         log.progress(step)
         to_end = bool(signals.signum) or step >= args.total_timesteps
         if to_end:
             patience = 10 if signals.signum else 60
             deadline = min(deadline, time.monotonic() + patience)
-        if (left and not to_end) or (not ended and time.monotonic() > deadline):
-            print(f"{SCRIPT.name}: an environment hangs, or has ended its worker", file=sys.stderr)
+        if exited and not to_end:
+            warn(f"{SCRIPT.name}: an environment has ended its worker")
+            return True
+        if not ended and time.monotonic() > deadline:
+            warn(f"{SCRIPT.name}: an environment hangs, and is given up")
             return True
         if time.monotonic() > last_save + args.checkpoint_interval:
             save_checkpoint(shared, args, run_dir)
@@ -779,7 +802,8 @@ def watch(
 def main(args: Args) -> list[float] | None:
     """Trains, or evaluates and returns the episodes' returns.
 
-    Only the command line takes a run's flags from its checkpoint.
+    From Python, pass the run's own arguments along with resume or evaluate: only the command line
+    takes them from the checkpoint.
     """
     args, network = validate_args(args)
     if args.evaluate:
@@ -791,7 +815,6 @@ def main(args: Args) -> list[float] | None:
             bad_input(f"--capture-video: {error}")
 
     shared, run_dir = start_run(args, network)
-    lost = True
     with StopSignals(shared.stop) as signals:
         workers, receivers = start_workers(args, shared)
         try:
@@ -803,8 +826,8 @@ def main(args: Args) -> list[float] | None:
             saved = save_checkpoint(shared, args, run_dir)
         log.close(int(shared.steps.sum()))
 
-    if signals.signum or lost or not saved or shared.steps.sum() < args.total_timesteps:
-        print(f"to continue: python {SCRIPT.name} --resume {run_dir}", file=sys.stderr)
+    if signals.signum or lost or not saved:
+        warn(f"to continue: python {SCRIPT.name} --resume {run_dir}")
         sys.exit(128 + signals.signum if signals.signum else 1)
     return None
 

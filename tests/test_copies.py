@@ -42,7 +42,7 @@ Shared share
 one_step_targets n_step_returns q_loss actor_critic_loss clip_grads
 Buffers worker WorkerLost Environments Segments play_segments coordinator
 prepare_worker WorkerLog RunLog StopSignals save_checkpoint load_checkpoint evaluate
-bad_input BOUNDS validate_args
+warn bad_input BOUNDS validate_args
 start_run load_params start_workers watch num_cores main
 """.split()
 # Lines that git counts as added or removed, at most.
@@ -50,7 +50,7 @@ BUDGETS = {
     ("onestep_q_async", "sarsa_async"): 40,
     ("sarsa_async", "nstep_q_async"): 80,
     ("nstep_q_async", "a3c"): 190,
-    ("a3c", "a2c"): 420,
+    ("a3c", "a2c"): 430,
 }
 
 

@@ -157,7 +157,7 @@ def test_images_that_are_not_atari(script, tmp_path, kind):
 
 
 @OF_FEW
-@pytest.mark.parametrize("kind, inputs", [("Matrix", 2 * 3), ("Board", 8 * 8)])
+@pytest.mark.parametrize("kind, inputs", [("Matrix", 2 * 3), ("Board", 8 * 8), ("Scalar", 1)])
 def test_what_is_no_image_is_flattened(script, tmp_path, kind, inputs):
     run_dir = train(script, tmp_path, env_id=f"toy_envs:{kind}-v0", total_timesteps=100)
     params = checkpoint(run_dir)["params"]

@@ -174,6 +174,8 @@ def test_checkpoints(script, capsys, monkeypatch, trained, tmp_path, flag, damag
     env_id = "CartPole-v1" if damage == "of another network" else "toy_envs:Terminates-v0"
     line = refuses(script, capsys, monkeypatch, **{"env_id": env_id, flag: str(run_dir)})
     assert str(run_dir) in line and ("another.py" in line) == (damage == "of another script")
+    unreadable = damage in ("empty", "text", "cut off", "a state_dict")
+    assert ("try checkpoint.prev.pt" in line) == unreadable and "weights_only" not in line
     assert {file: file.read_bytes() for file in run_dir.iterdir()} == before
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from conftest import VALUE_METHODS, train
 
-END, VALUE = "not_terminal[-1] = not terminal", "0.0 if terminal else target"
+END, VALUE = "targets[-1] = rewards[-1]", "0.0 if terminal else last_value"
 REFRESH = "shared.refresh_target(step + t, shared.params)"
 FAULTS = [  # a script, a piece of its text, and what is wrong there
     ("onestep_q_async", END, "pass"),  # an end of the episode that is none
     ("sarsa_async", END, "pass"),
-    ("nstep_q_async", VALUE, "target"),
+    ("nstep_q_async", VALUE, "last_value"),
     ("onestep_q_async", REFRESH, "pass"),  # a frozen target network
     ("a3c", "policy_loss = -(chosen", "policy_loss = (chosen"),  # a wrong sign
     ("a2c", "policy_loss = -(chosen", "policy_loss = (chosen"),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -364,6 +365,17 @@ def test_a_run_that_could_not_save_says_so(script, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(torch, "save", broken_save(full_disk))
     train(script, tmp_path, code=1, total_timesteps=100)
     assert "No space left on device" in capsys.readouterr().err
+
+
+@OF_ONE
+def test_a_full_disk_under_stderr_does_not_end_the_run(script, trained, tmp_path, monkeypatch):
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    monkeypatch.setattr(torch, "save", broken_save(full_disk))
+    stderr = SimpleNamespace(write=lambda text: full_disk(), flush=lambda: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stderr)
+        shared = script.Shared(torch.nn.Linear(3, 1), 1)
+        assert script.save_checkpoint(shared, script.Args(), run_dir) is False
 
 
 def test_main_from_python(script, tmp_path):

@@ -126,6 +126,10 @@ class Exits(Count):
         return 1.0
 
 
+class Scalar(Count):
+    observation_space = Box(0, 100, (), np.float32)
+
+
 class Crashes(Count):
     def reward(self, action):
         raise ArithmeticError("the toy is broken")
@@ -207,7 +211,9 @@ def register_breakout(name, max_episode_steps=None, **kwargs):
     )
 
 
-for kind in Told, Hangs, OneHangs, Picky, Exits, Crashes, InPlace, Matrix, Board, BrokenInit, Dict:
+for kind in Told, Hangs, OneHangs, Picky, Exits, Crashes, InPlace, BrokenInit:
+    register(kind.__name__, kind)
+for kind in Matrix, Board, Scalar, Dict:
     register(kind.__name__, kind)
 register("StartsProcess", StartsProcess)
 register("Terminates", Count)
