@@ -432,10 +432,10 @@ def worker(
     Of P processes, the one with this index has the environments index, index + P, index + 2P, …
     """
     prepare_worker(seeds[index])
-    pipe, num_processes = pipes[index], len(pipes)
+    pipe = pipes[index]
     obs, actions, rewards = buffers.obs.numpy(), buffers.actions.numpy(), buffers.rewards.numpy()
     terminal, over = buffers.terminal.numpy(), buffers.over.numpy()
-    ranks = range(index, args.num_workers, num_processes)
+    ranks = range(index, args.num_workers, len(pipes))
     envs = {rank: make_env(args.env_id) for rank in ranks}
     for rank, env in envs.items():
         obs[rank], _ = env.reset(seed=seeds[rank])
@@ -451,9 +451,8 @@ def worker(
                 over[rank] = False
                 continue
             obs[rank], rewards[rank], terminated, truncated, info = env.step(int(actions[rank]))
-            terminal[rank] = terminated or info.get(
-                "life_lost", False
-            )  # a life ends the segment only
+            life_lost = info.get("life_lost", False)  # ends the segment only
+            terminal[rank] = terminated or life_lost
             over[rank] = terminated or truncated
             if over[rank]:
                 episodes.append(info["episode"])
