@@ -571,13 +571,11 @@ def coordinator(
     network: Network,
     envs: Environments,
     seed: int,
-    log: "RunLog",
-    run_dir: Path,
+    recorder: "Recorder",
 ) -> None:
     """Acts in all environments and learns from all segments at once, until T_max or a signal."""
     random.seed(seed)
-    update_log = WorkerLog(lambda message: log.add(*message))
-    last_save = time.monotonic()
+    log = WorkerLog(lambda message: recorder.log(*message))
     envs.receive()
 
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
@@ -619,13 +617,11 @@ def coordinator(
 
         # Log
         stats |= {"losses/grad_norm": grad_norm, "charts/learning_rate": learning_rate}
-        update_log.update(step + t, stats, values[:t], returns)
+        log.update(step + t, stats, values[:t], returns)
         for episode in segments.episodes:
-            update_log.episode(step + t, episode)
-        log.progress(step + t)
-        if time.monotonic() > last_save + args.checkpoint_interval:
-            save_checkpoint(shared, args, run_dir)
-            last_save = time.monotonic()
+            log.episode(step + t, episode)
+        recorder.progress(step + t)
+        recorder.save_if_due()
 
 
 # Running it
@@ -675,10 +671,14 @@ class WorkerLog:
         self.send((step, stats))
 
 
-class RunLog:
-    """TensorBoard's log of a run, and its progress: a bar on a terminal, else lines."""
+class Recorder:
+    """Records a run: TensorBoard's log, checkpoints, and a bar on a terminal, else lines."""
 
-    def __init__(self, run_dir: Path, args: Args, start: int):
+    def __init__(self, args: Args, shared: Shared, run_dir: Path):
+        self.args = args
+        self.shared = shared
+        self.run_dir = run_dir
+        start = int(shared.steps.sum())
         self.writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("arguments", f"|flag|value|\n|-|-|\n{table}", start)
@@ -691,9 +691,9 @@ class RunLog:
             file=sys.stderr if self.on_terminal else open(os.devnull, "w"),
         )
         self.returns: deque[float] = deque(maxlen=100)
-        self.last_report = time.monotonic()
+        self.last_report = self.last_save = time.monotonic()
 
-    def add(self, step: int, stats: dict[str, float]) -> None:
+    def log(self, step: int, stats: dict[str, float]) -> None:
         if "charts/episodic_return" in stats:
             self.returns.append(stats["charts/episodic_return"])
         for tag, value in stats.items():
@@ -709,13 +709,19 @@ class RunLog:
             return
 
         self.last_report = time.monotonic()
-        self.add(step, {"charts/SPS": self.bar.format_dict["rate"] or 0.0})
+        self.log(step, {"charts/SPS": self.bar.format_dict["rate"] or 0.0})
         if not self.on_terminal:
             with contextlib.suppress(OSError):  # nobody reads the output any more
                 print(self.bar, flush=True)
 
-    def close(self, step: int) -> None:
-        self.progress(step, last=True)
+    def save_if_due(self) -> None:
+        """Saves a checkpoint if the last one is older than --checkpoint-interval."""
+        if time.monotonic() > self.last_save + self.args.checkpoint_interval:
+            save_checkpoint(self.shared, self.args, self.run_dir)
+            self.last_save = time.monotonic()
+
+    def close(self) -> None:
+        self.progress(int(self.shared.steps.sum()), last=True)
         self.bar.close()
         with contextlib.suppress(OSError):
             self.writer.close()
@@ -963,9 +969,9 @@ def main(args: Args) -> list[float] | None:
         envs = start_workers(args, seeds, shared.stop)
         try:
             torch.set_num_threads(min(args.num_workers, num_cores()))
-            log = RunLog(run_dir, args, start)
+            recorder = Recorder(args, shared, run_dir)
             network.to(args.device)
-            coordinator(args, shared, network, envs, seeds[0], log, run_dir)
+            coordinator(args, shared, network, envs, seeds[0], recorder)
             lost = False
             envs.close()
         except WorkerLost:
@@ -978,7 +984,7 @@ def main(args: Args) -> list[float] | None:
             for process in envs.workers.processes:
                 process.kill()
             saved = save_checkpoint(shared, args, run_dir)
-        log.close(int(shared.steps.sum()))
+        recorder.close()
 
     if signals.signum or lost or not saved:
         warn(f"to continue: python {SCRIPT.name} --resume {run_dir}")

@@ -506,10 +506,14 @@ class WorkerLog:
         self.send((step, stats))
 
 
-class RunLog:
-    """TensorBoard's log of a run, and its progress: a bar on a terminal, else lines."""
+class Recorder:
+    """Records a run: TensorBoard's log, checkpoints, and a bar on a terminal, else lines."""
 
-    def __init__(self, run_dir: Path, args: Args, start: int):
+    def __init__(self, args: Args, shared: Shared, run_dir: Path):
+        self.args = args
+        self.shared = shared
+        self.run_dir = run_dir
+        start = int(shared.steps.sum())
         self.writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("arguments", f"|flag|value|\n|-|-|\n{table}", start)
@@ -522,9 +526,9 @@ class RunLog:
             file=sys.stderr if self.on_terminal else open(os.devnull, "w"),
         )
         self.returns: deque[float] = deque(maxlen=100)
-        self.last_report = time.monotonic()
+        self.last_report = self.last_save = time.monotonic()
 
-    def add(self, step: int, stats: dict[str, float]) -> None:
+    def log(self, step: int, stats: dict[str, float]) -> None:
         if "charts/episodic_return" in stats:
             self.returns.append(stats["charts/episodic_return"])
         for tag, value in stats.items():
@@ -540,13 +544,19 @@ class RunLog:
             return
 
         self.last_report = time.monotonic()
-        self.add(step, {"charts/SPS": self.bar.format_dict["rate"] or 0.0})
+        self.log(step, {"charts/SPS": self.bar.format_dict["rate"] or 0.0})
         if not self.on_terminal:
             with contextlib.suppress(OSError):  # nobody reads the output any more
                 print(self.bar, flush=True)
 
-    def close(self, step: int) -> None:
-        self.progress(step, last=True)
+    def save_if_due(self) -> None:
+        """Saves a checkpoint if the last one is older than --checkpoint-interval."""
+        if time.monotonic() > self.last_save + self.args.checkpoint_interval:
+            save_checkpoint(self.shared, self.args, self.run_dir)
+            self.last_save = time.monotonic()
+
+    def close(self) -> None:
+        self.progress(int(self.shared.steps.sum()), last=True)
         self.bar.close()
         with contextlib.suppress(OSError):
             self.writer.close()
@@ -759,13 +769,10 @@ def watch(
     workers: mp.ProcessContext,
     receivers: list[Connection],
     shared: Shared,
-    args: Args,
-    run_dir: Path,
-    log: RunLog,
+    recorder: Recorder,
     signals: StopSignals,
 ) -> bool:
-    """Logs and saves until all workers have ended; returns whether one was lost."""
-    last_save = time.monotonic()
+    """Records the run until all workers have ended; returns whether one was lost."""
     deadline = math.inf  # by which the workers must have ended, once the run is to end
     ended = lost = False
     while not ended:
@@ -779,13 +786,13 @@ def watch(
         for receiver in receivers:
             with contextlib.suppress(EOFError, BrokenPipeError):  # its worker has ended
                 while receiver.poll():
-                    log.add(*receiver.recv())
+                    recorder.log(*receiver.recv())
 
         # Before T is read, which only grows: a worker that has seen T_max is not blamed.
         exited = any(process.exitcode == 0 for process in workers.processes)
         step = int(shared.steps.sum())
-        log.progress(step)
-        to_end = bool(signals.signum) or step >= args.total_timesteps
+        recorder.progress(step)
+        to_end = bool(signals.signum) or step >= recorder.args.total_timesteps
         if to_end:
             patience = 10 if signals.signum else 60
             deadline = min(deadline, time.monotonic() + patience)
@@ -795,9 +802,7 @@ def watch(
         if not ended and time.monotonic() > deadline:
             warn(f"{SCRIPT.name}: an environment hangs, and is given up")
             return True
-        if time.monotonic() > last_save + args.checkpoint_interval:
-            save_checkpoint(shared, args, run_dir)
-            last_save = time.monotonic()
+        recorder.save_if_due()
     return lost
 
 
@@ -820,13 +825,13 @@ def main(args: Args) -> list[float] | None:
     with StopSignals(shared.stop) as signals:
         workers, receivers = start_workers(args, shared)
         try:
-            log = RunLog(run_dir, args, int(shared.steps.sum()))
-            lost = watch(workers, receivers, shared, args, run_dir, log, signals)
+            recorder = Recorder(args, shared, run_dir)
+            lost = watch(workers, receivers, shared, recorder, signals)
         finally:
             for process in workers.processes:
                 process.kill()
             saved = save_checkpoint(shared, args, run_dir)
-        log.close(int(shared.steps.sum()))
+        recorder.close()
 
     if signals.signum or lost or not saved:
         warn(f"to continue: python {SCRIPT.name} --resume {run_dir}")

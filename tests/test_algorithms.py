@@ -81,14 +81,17 @@ class FakeEnvironments:
 
 
 class FakePipe(list):
-    """A worker's pipe to main, or the log of a2c: a list of what was sent."""
+    """A worker's pipe to main, or the recorder of a2c: a list of what was sent."""
 
     send = list.append
 
-    def add(self, step, stats):
+    def log(self, step, stats):
         self.append((step, stats))
 
     def progress(self, step):
+        pass
+
+    def save_if_due(self):
         pass
 
 
@@ -138,7 +141,7 @@ def play(monkeypatch, script, envs, rank=0, start=0, others=0, seed=1, worker_se
         patch.setattr(script.signal, "signal", lambda *arguments: None)
         if script is a2c:
             fake = FakeEnvironments(envs, worker_seed)
-            a2c.coordinator(args, shared, network, fake, worker_seed, pipe, None)
+            a2c.coordinator(args, shared, network, fake, worker_seed, pipe)
         else:
             script.worker(rank, args, [worker_seed] * num_workers, shared, [pipe] * num_workers)
     expected = [sum(len(u.segments[n]) for u in updates) for n in range(len(envs))]

@@ -41,7 +41,7 @@ ImageNetwork FlatNetwork Network make_network act
 Shared share
 one_step_targets n_step_returns q_loss actor_critic_loss clip_grads
 Buffers worker WorkerLost Environments Segments play_segments coordinator
-prepare_worker WorkerLog RunLog StopSignals save_checkpoint load_checkpoint evaluate
+prepare_worker WorkerLog Recorder StopSignals save_checkpoint load_checkpoint evaluate
 warn bad_input BOUNDS validate_args
 start_run load_params start_workers watch num_cores main
 """.split()
