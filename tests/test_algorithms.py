@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import VALUE_METHODS, checkpoint, train
+from torch import multiprocessing as mp
 from toy_envs import Count
 
 import a2c
@@ -383,6 +384,17 @@ def test_a2c_with_one_worker_is_a3c_with_one_worker(tmp_path, env_id):
     one, other = (checkpoint(train(s, tmp_path / s.__name__, **flags)) for s in (a3c, a2c))
     assert same(one["params"], other["params"]) and same(one["square_avg"], other["square_avg"])
     assert int(one["updates"].sum()) == int(other["updates"].sum()) >= 30
+
+
+def test_a2c_takes_answers_in_the_order_of_its_processes():
+    pipes = [mp.Pipe() for _ in range(3)]
+    workers = SimpleNamespace(processes=[SimpleNamespace(exitcode=None)] * 3)
+    env = gym.make("CartPole-v1")
+    buffers, stop = a2c.Buffers(env, 3), torch.zeros(1, dtype=torch.bool)
+    envs = a2c.Environments(workers, [ours for ours, _ in pipes], buffers, stop)
+    for index in (2, 0, 1):
+        pipes[index][1].send([index])
+    assert envs.receive() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", TOYS[3]])

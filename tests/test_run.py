@@ -116,10 +116,16 @@ def test_a_start_that_fails_leaves_no_process(script, tmp_path, monkeypatch):
         started.append(process)
         start(process)
 
-    monkeypatch.setattr(mp.get_context("fork").Process, "start", fails_at_the_second)
-    with pytest.raises(BlockingIOError):
-        train(script, tmp_path, env_id="CartPole-v1", total_timesteps=10**9)
-    wait_for(lambda: not started[0].is_alive(), 10)
+    bystander = mp.get_context("fork").Process(target=time.sleep, args=(600,))
+    bystander.start()  # a child of the program that calls main
+    try:
+        monkeypatch.setattr(mp.get_context("fork").Process, "start", fails_at_the_second)
+        with pytest.raises(BlockingIOError):
+            train(script, tmp_path, env_id="CartPole-v1", total_timesteps=10**9)
+        wait_for(lambda: not started[0].is_alive(), 10)
+        assert bystander.is_alive()
+    finally:
+        bystander.kill()
 
 
 @OF_ONE
