@@ -46,6 +46,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -73,6 +74,7 @@ SCRIPT = Path(__file__)  # checkpoints hold its name: a renamed copy refuses the
 torch.set_num_threads(1)  # until the processes are forked: a thread pool would not survive
 cv2.setNumThreads(0)
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
+warnings.filterwarnings("ignore", "The value of the smallest subnormal")  # NumPy before 2.4
 
 
 # Arguments

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # tests run beside others
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # with a GPU, PyTorch forbids a fork after autograd
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
