@@ -31,7 +31,7 @@ RUN = {
     r"python \w+\.py": "--total-timesteps {soon}",  # 200 steps later
     r"python benchmark/(curve|gif|plot)\.py": "",
     r"python benchmark/evaluate\.py": "--eval-episodes 1",
-    r"python benchmark/studies/screening\.py": "--stop-after 100",
+    r"python benchmark/studies/screening\.py": "--run defaults --stop-after 100",
     r"python -m pytest": "--collect-only tests/test_copies.py",
     r"tensorboard --logdir": "--inspect",  # instead of serving
     r"git diff --no-index": "",

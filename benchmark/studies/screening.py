@@ -1,9 +1,11 @@
-"""Tries settings of a2c.py on one core, and logs what tells early whether a network learns.
+"""Tries settings of a2c.py, one change at a time, and logs what tells early whether it learns.
 
-    python benchmark/studies/screening.py --name pong_eps1e-5 --env-id PongNoFrameskip-v4 --rms-eps 1e-5
+    python benchmark/studies/screening.py                               # all runs, one per core
+    python benchmark/studies/screening.py --run eps_1e-3 --game Pong    # one of them
 
-It computes what a2c.py does, with all environments in one process, so that two runs fill two cores.
-Every 50,000 steps it writes a row to benchmark/results/screening/NAME.csv:
+A run computes what a2c.py does, with all environments in one process, so that it fills one core. It
+stops after 1.5 million agent steps of a schedule of 10 million, some 25 minutes. Every 50,000 steps
+make a row of benchmark/results/screening/GAME_RUN_SEED.csv, which is written when the run is done:
 
     ev            share of the returns' variance that V explains
     units_conv    share of the second convolution's channels that are on for some inputs, off for others
@@ -14,12 +16,13 @@ Every 50,000 steps it writes a row to benchmark/results/screening/NAME.csv:
 
 import csv
 import random
+import subprocess
 import sys
 from collections import deque
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -33,33 +36,33 @@ import a2c
 
 RESULTS = ROOT / "benchmark" / "results" / "screening"
 COLUMNS = "step,return,episodes,ev,units_conv,units_hidden,spread,entropy,grad_norm,rms_g"
+RUNS = {  # what differs from the defaults for images; g_start is where g starts
+    "defaults": {},
+    "init_paper": {"init": "paper"},
+    "g_0": {"g_start": 0.0},
+    "eps_1e-1": {"rms_eps": 1e-1},
+    "eps_1e-2": {"rms_eps": 1e-2},
+    "eps_1e-3": {"rms_eps": 1e-3},
+    "eps_1e-4": {"rms_eps": 1e-4},
+    "eta_2.1e-3": {"learning_rate": 2.1e-3},
+    "eta_2.3e-4": {"learning_rate": 2.3e-4},
+    "t_max_20": {"num_steps": 20},
+}
 
 
 @dataclass
 class Args:
-    name: str
-    """name of the CSV"""
-    env_id: str = "PongNoFrameskip-v4"
-    num_workers: int = 16
-    total_timesteps: int = 10_000_000
-    """length of the learning rate's schedule"""
+    run: str = ""
+    """key of RUNS; without it, all runs of both games that have no file yet"""
+    game: str = "Breakout"
+    seed: int = 1
     stop_after: int = 1_500_000
     """agent steps to make"""
-    seed: int = 1
-    num_steps: int = 5
-    gamma: float = 0.99
-    learning_rate: float = 7e-4
-    rms_alpha: float = 0.99
-    rms_eps: float = 1e-5
-    g_start: float = 1.0
-    """initial g"""
-    max_grad_norm: float = 40.0
-    ent_coef: float = 0.01
-    vf_coef: float = 0.5
-    init: Literal["orthogonal", "paper"] = "orthogonal"
+    jobs: int = 2
+    """runs at a time, without --run"""
 
 
-def play(envs: list, network: a2c.Network, obs: np.ndarray, args: Args) -> tuple:
+def play(envs: list, network: a2c.Network, obs: np.ndarray, args: a2c.Args) -> tuple:
     """A segment of every environment; obs is updated in place."""
     states, actions, rewards = ([[] for _ in envs] for _ in range(3))
     terminal, over, episodes = np.zeros(len(envs), bool), np.zeros(len(envs), bool), []
@@ -100,27 +103,26 @@ def diagnostics(network: a2c.ImageNetwork, states: torch.Tensor, logits: torch.T
     return *shares, spread
 
 
-def main(args: Args) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    file = (RESULTS / f"{args.name}.csv").open("w")
-    print(f"# machine: {machine()}", file=file)
-    print("# versions: " + ", ".join(f"{p} {version(p)}" for p in PACKAGES), file=file)
-    print(f"# written by: python benchmark/studies/screening.py; {asdict(args)}", file=file)
-    writer = csv.writer(file)
-    writer.writerow(COLUMNS.split(","))
-
+def screen(game: str, run: str, seed: int, stop_after: int) -> None:
+    changes = {"g_start": 1.0, **RUNS[run]}
+    g_start = changes.pop("g_start")
+    args = a2c.Args(env_id=f"{game}NoFrameskip-v4", seed=seed, **changes)
+    args = a2c.choose_defaults(args, images=True)
+    git = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     torch.manual_seed(args.seed)
     random.seed(args.seed)
     envs = [a2c.make_env(args.env_id) for _ in range(args.num_workers)]
     network = a2c.make_network(envs[0], args.init)
     shared = a2c.Shared(network, 1)
     for g in shared.square_avg.values():
-        g.fill_(args.g_start)
+        g.fill_(g_start)
     seeds = np.random.SeedSequence([args.seed, 0]).generate_state(args.num_workers).tolist()
     obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)])
     last_returns, window, episodes_ended, step, next_row = deque(maxlen=100), [], 0, 0, 50_000
+    rows = []
 
-    while step < args.stop_after:
+    while step < stop_after:
         network.load_state_dict(shared.params)
         segments, actions, rewards, terminal, over, episodes = play(envs, network, obs, args)
         last_returns.extend(episodes)
@@ -156,9 +158,40 @@ def main(args: Args) -> None:
             row += [np.mean([row[2] for row in window]), np.mean([row[3] for row in window])]
             row += [g.mean().sqrt().item()]
             mean = f"{np.mean(last_returns):.4g}" if last_returns else ""
-            writer.writerow([step, mean, episodes_ended, *(f"{value:.4g}" for value in row)])
-            file.flush()
+            rows.append([step, mean, episodes_ended, *(f"{value:.4g}" for value in row)])
+            print(game, run, seed, *rows[-1], flush=True)
             window = []
+
+    with path(game, run, seed).open("w") as file:
+        print(f"# machine: {machine()}", file=file)
+        print("# versions: " + ", ".join(f"{p} {version(p)}" for p in PACKAGES), file=file)
+        print(f"# commit: {commit}", file=file)
+        command = f"python benchmark/studies/screening.py --run {run} --game {game} --seed {seed}"
+        print(f"# written by: {command}", file=file)
+        print(f"# settings: {vars(args) | {'g_start': g_start}}", file=file)
+        csv.writer(file).writerows([COLUMNS.split(","), *rows])
+
+
+def path(game: str, run: str, seed: int) -> Path:
+    return RESULTS / f"{game}_{run}_{seed}.csv"
+
+
+def main(args: Args) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    if args.run:
+        screen(args.game, args.run, args.seed, args.stop_after)
+        return
+
+    flags = ["--seed", args.seed, "--stop-after", args.stop_after]
+    commands = [
+        [sys.executable, __file__, "--run", run, "--game", game, *flags]
+        for run in RUNS
+        for game in ("Breakout", "Pong")
+        if not path(game, run, args.seed).exists()
+    ]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for ended in pool.map(lambda words: subprocess.run([*map(str, words)]), commands):
+            ended.check_returncode()
 
 
 if __name__ == "__main__":
