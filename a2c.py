@@ -74,7 +74,7 @@ SCRIPT = Path(__file__)  # checkpoints hold its name: a renamed copy refuses the
 torch.set_num_threads(1)  # until the processes are forked: a thread pool would not survive
 cv2.setNumThreads(0)
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
-warnings.filterwarnings("ignore", "The value of the smallest subnormal")  # NumPy before 2.4
+warnings.filterwarnings("ignore", "The value of the smallest subnormal")  # NumPy notices
 
 
 # Arguments
@@ -674,11 +674,11 @@ class WorkerLog:
 
 
 class Recorder:
-    """Records a run: TensorBoard's log, checkpoints, and a bar on a terminal, else lines."""
+    """Keeps a run's log and checkpoints, and shows its progress: a bar on a terminal, else lines."""
 
-    def __init__(self, args: Args, shared: Shared, run_dir: Path):
-        self.args = args
+    def __init__(self, shared: Shared, args: Args, run_dir: Path):
         self.shared = shared
+        self.args = args
         self.run_dir = run_dir
         start = int(shared.steps.sum())
         self.writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
@@ -971,7 +971,7 @@ def main(args: Args) -> list[float] | None:
         envs = start_workers(args, seeds, shared.stop)
         try:
             torch.set_num_threads(min(args.num_workers, num_cores()))
-            recorder = Recorder(args, shared, run_dir)
+            recorder = Recorder(shared, args, run_dir)
             network.to(args.device)
             coordinator(args, shared, network, envs, seeds[0], recorder)
             lost = False
