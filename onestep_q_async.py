@@ -507,7 +507,7 @@ class WorkerLog:
 
 
 class Recorder:
-    """Keeps a run's log and checkpoints, and shows its progress: a bar on a terminal, else lines."""
+    """Keeps a run's log and checkpoints, and shows its progress: a bar on a terminal or lines."""
 
     def __init__(self, shared: Shared, args: Args, run_dir: Path):
         self.shared = shared
