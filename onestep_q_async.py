@@ -358,6 +358,18 @@ def share(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 # Algorithm
 
 
+def sample_final_epsilon(seed: int, rank: int) -> float:
+    """Draws the ε at which a worker's exploration ends (section 8); the same in a resumed run."""
+    generator = np.random.default_rng([seed, rank])
+    return generator.choice([0.1, 0.01, 0.5], p=[0.4, 0.3, 0.3])
+
+
+def anneal_epsilon(step: int, final_epsilon: float, exploration_steps: int) -> float:
+    """ε at step T: from 1 linearly to its final value, which it keeps after exploration_steps."""
+    progress = min(1, step / exploration_steps)
+    return 1 + (final_epsilon - 1) * progress
+
+
 def one_step_targets(rewards: Tensor, next_values: Tensor, terminal: bool, gamma: float) -> Tensor:
     """y_i = r_i + γ Q_{i+1} for each step of a segment, or y_i = r_i at a terminal state; (t,)."""
     targets = rewards + gamma * next_values
@@ -401,8 +413,7 @@ def worker(
     network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
     target_network = make_network(env, args.init).requires_grad_(False)
     target_network.load_state_dict(shared.target, assign=True)  # θ⁻ itself, not a copy
-    generator = np.random.default_rng([args.seed, rank])  # a resumed run draws the same ε
-    final_epsilon = generator.choice([0.1, 0.01, 0.5], p=[0.4, 0.3, 0.3])
+    final_epsilon = sample_final_epsilon(args.seed, rank)
     log = WorkerLog(pipes[rank].send)
     obs, _ = env.reset(seed=seeds[rank])
 
@@ -412,8 +423,7 @@ def worker(
         updates_before = int(shared.updates.sum())
 
         # Act: up to I_AsyncUpdate ε-greedy steps by Q(s, ·; θ'), or until the episode ends
-        progress = min(1, step / args.exploration_steps)
-        epsilon = 1 + (final_epsilon - 1) * progress
+        epsilon = anneal_epsilon(step, final_epsilon, args.exploration_steps)
         observations = [np.array(obs)]
         actions: list[int] = []
         rewards: list[float] = []
