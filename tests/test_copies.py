@@ -39,7 +39,8 @@ docstring SCRIPT Args choose_defaults
 UnsupportedEnvironment Atari resize is_image make_env
 ImageNetwork FlatNetwork Network make_network act
 Shared share
-sample_final_epsilon anneal_epsilon one_step_targets n_step_returns q_loss actor_critic_loss clip_grads
+sample_final_epsilon anneal_epsilon
+one_step_targets n_step_returns q_loss actor_critic_loss clip_grads
 Buffers worker WorkerLost Environments Segments play_segments coordinator
 prepare_worker WorkerLog Recorder StopSignals save_checkpoint load_checkpoint evaluate
 warn bad_input BOUNDS validate_args

@@ -150,7 +150,6 @@ def screen(game: str, run: str, seed: int, stop_after: int) -> None:
 
         window.append((returns, values[:t].detach(), stats["losses/entropy"], norm))
         if step >= next_row:
-            next_row += 50_000
             R, V = torch.cat([row[0] for row in window]), torch.cat([row[1] for row in window])
             g = torch.cat([g.flatten() for g in shared.square_avg.values()])
             row = [1 - ((R - V).var() / R.var()).item()]
@@ -158,9 +157,9 @@ def screen(game: str, run: str, seed: int, stop_after: int) -> None:
             row += [np.mean([row[2] for row in window]), np.mean([row[3] for row in window])]
             row += [g.mean().sqrt().item()]
             mean = f"{np.mean(last_returns):.4g}" if last_returns else ""
-            rows.append([step, mean, episodes_ended, *(f"{value:.4g}" for value in row)])
+            rows.append([next_row, mean, episodes_ended, *(f"{value:.4g}" for value in row)])
             print(game, run, seed, *rows[-1], flush=True)
-            window = []
+            next_row, window = next_row + 50_000, []
 
     with path(game, run, seed).open("w") as file:
         print(f"# machine: {machine()}", file=file)
