@@ -56,7 +56,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-# Before torch is imported: its idle threads may spin between two layers, not while games run.
+# Set before torch is imported: its idle threads spin briefly, then leave the cores to the games.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import ale_py
@@ -74,7 +74,8 @@ SCRIPT = Path(__file__)  # checkpoints hold its name: a renamed copy refuses the
 torch.set_num_threads(1)  # until the processes are forked: a thread pool would not survive
 cv2.setNumThreads(0)
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
-warnings.filterwarnings("ignore", "The value of the smallest subnormal")  # NumPy notices
+# NumPy before 2.4 warns that they are flushed.
+warnings.filterwarnings("ignore", "The value of the smallest subnormal")
 
 
 # Arguments
@@ -180,7 +181,7 @@ def is_image(space: gym.spaces.Box) -> bool:
         return False
     if space.low.any() or (space.high != 255).any():
         return False
-    if len(shape) == 3 and shape[0] in (1, 3, 4) and min(shape[1:]) >= 32:
+    if len(shape) == 3 and shape[0] < 32 <= min(shape[1:]):
         raise UnsupportedEnvironment(f"an image needs its channels last, not {shape}")
     if min(shape[:2]) < 32:
         return False
@@ -206,7 +207,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
     try:
         env = gym.make(env_id, **kwargs)
     except TypeError as error:
-        if "render_mode" not in str(error):
+        if "unexpected keyword argument 'render_mode'" not in str(error):
             raise
         raise UnsupportedEnvironment("it has no render_mode: leave out --capture-video") from error
 
@@ -303,7 +304,7 @@ def make_network(env: gym.Env, init: str) -> Network:
                 nn.init.orthogonal_(param, gain=2**0.5)
         nn.init.orthogonal_(network.policy.weight, gain=0.01)
         nn.init.orthogonal_(network.value.weight, gain=1.0)
-    # Weights in the layout of the observations, whose channels are last, save a copy in each pass.
+    # Convolutions with channels last, like the observations, save a copy in each pass.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -326,7 +327,7 @@ class Shared:
 
     def __init__(self, network: Network, num_workers: int):
         params = {name: param.detach().clone() for name, param in network.named_parameters()}
-        self.params = share(params)  # θ
+        self.theta = share(params)  # θ
         self.square_avg = share({name: torch.ones_like(p) for name, p in params.items()})  # g
         self.steps = torch.zeros(num_workers, dtype=torch.int64).share_memory_()  # T is their sum
         self.updates = torch.zeros(num_workers, dtype=torch.int64).share_memory_()
@@ -334,13 +335,27 @@ class Shared:
 
     def rmsprop_update(self, grads: Sequence[Tensor], lr: float, alpha: float, eps: float) -> None:
         """Equations 8 and 9, RMSProp without centring: g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε)."""
-        params, square_avg = self.params.values(), self.square_avg.values()
+        params, square_avg = self.theta.values(), self.square_avg.values()
         for param, g, grad in zip(params, square_avg, grads, strict=True):
             g.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
             param.addcmul_(grad, (g + eps).rsqrt_(), value=-lr)
 
+    def state(self) -> dict[str, Any]:
+        """A copy of what a checkpoint holds."""
+        return copy.deepcopy(
+            {
+                "params": self.theta,
+                "square_avg": self.square_avg,
+                "steps": self.steps,
+                "updates": self.updates,
+            }
+        )
+
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Restores all but θ, which the network has brought along. Worker 0 gets the sums."""
+        """Restores all but θ, which the network has brought along.
+
+        Worker 0 takes over the sums of the counters, as the number of workers may differ.
+        """
         for name, tensor in self.square_avg.items():
             tensor.copy_(checkpoint["square_avg"][name])
         self.steps[0] = checkpoint["steps"].sum()
@@ -561,7 +576,9 @@ def play_segments(args: Args, network: Network, envs: Environments) -> Segments:
             actions[rank].append(action)
             rewards[rank].append(float(envs.rewards[rank]))
         ended = envs.terminal | envs.over
-        playing = [r for r in playing if len(actions[r]) < args.num_steps and not ended[r]]
+        playing = [
+            rank for rank in playing if len(actions[rank]) < args.num_steps and not ended[rank]
+        ]
         if envs.stop:
             break
     return Segments(observations, actions, rewards, episodes)
@@ -577,7 +594,7 @@ def coordinator(
 ) -> None:
     """Acts in all environments and learns from all segments at once, until T_max or a signal."""
     random.seed(seed)
-    log = WorkerLog(lambda message: recorder.log(*message))
+    log = WorkerLog(recorder.log)
     envs.receive()
 
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
@@ -586,7 +603,7 @@ def coordinator(
             envs.step({rank: Buffers.RESET for rank in envs.over.nonzero()[0]})
 
         # Snapshot: the network on --device ← θ
-        network.load_state_dict(shared.params)
+        network.load_state_dict(shared.theta)
 
         # Act: up to t_max steps of each environment, in one batch
         segments = play_segments(args, network, envs)
@@ -695,7 +712,9 @@ class Recorder:
         self.returns: deque[float] = deque(maxlen=100)
         self.last_report = self.last_save = time.monotonic()
 
-    def log(self, step: int, stats: dict[str, float]) -> None:
+    def log(self, message: tuple[int, dict[str, float]]) -> None:
+        """Writes what a WorkerLog has sent."""
+        step, stats = message
         if "charts/episodic_return" in stats:
             self.returns.append(stats["charts/episodic_return"])
         for tag, value in stats.items():
@@ -711,7 +730,7 @@ class Recorder:
             return
 
         self.last_report = time.monotonic()
-        self.log(step, {"charts/SPS": self.bar.format_dict["rate"] or 0.0})
+        self.log((step, {"charts/SPS": self.bar.format_dict["rate"] or 0.0}))
         if not self.on_terminal:
             with contextlib.suppress(OSError):  # nobody reads the output any more
                 print(self.bar, flush=True)
@@ -724,8 +743,8 @@ class Recorder:
 
     def close(self) -> None:
         self.progress(int(self.shared.steps.sum()), last=True)
-        self.bar.close()
         with contextlib.suppress(OSError):
+            self.bar.close()
             self.writer.close()
 
 
@@ -753,6 +772,11 @@ class StopSignals:
             self.signum = signum
             self.stop.fill_(True)
 
+    def ignore(self) -> None:
+        """Ignores further signals, so that none cuts the last checkpoint short."""
+        for signum in self.handlers:
+            signal.signal(signum, signal.SIG_IGN)
+
     def __exit__(self, *exception: object) -> None:
         for signum, handler in self.handlers.items():
             signal.signal(signum, handler)
@@ -765,7 +789,7 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
     that the copy of θ, g and the counters takes.
     """
     file, part = run_dir / "checkpoint.pt", run_dir / "checkpoint.part"
-    state = copy.deepcopy(vars(shared))
+    state = shared.state()
     try:
         with part.open("wb") as stream:
             torch.save({"script": SCRIPT.stem, "args": asdict(args), **state}, stream)
@@ -804,6 +828,8 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
 def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     """Plays full episodes; prints the return of each, with unclipped rewards, and returns all."""
     env = make_env(args.env_id, args.capture_video)
+    # Without a time limit of the environment's own, an episode might never end.
+    limit = (env.spec and env.spec.max_episode_steps) or 100_000
     if args.capture_video:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
 
@@ -812,12 +838,12 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
         obs, info = env.reset(seed=args.seed + episode)
         steps = 0
         while "episode" not in info:  # RecordEpisodeStatistics adds it at the end
+            if steps == limit:
+                what = f"{args.env_id}: an episode has not ended within {limit} steps"
+                bad_input(f"{what}: register it with max_episode_steps")
             batch = torch.as_tensor(np.ascontiguousarray(obs))[None]  # (1, ...)
             obs, _, _, _, info = env.step(act(network, batch)[0])
             steps += 1
-            if steps == 100_000:
-                what = f"{args.env_id}: an episode has not ended within {steps} steps"
-                bad_input(f"{what}: register it with max_episode_steps")
         returns.append(float(info["episode"]["r"]))
         print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
     env.close()
@@ -870,6 +896,10 @@ def validate_args(args: Args) -> tuple[Args, Network]:
     if args.device == "cuda" and not args.evaluate and not torch.cuda.is_available():
         bad_input("--device cuda: PyTorch finds no GPU; use cpu")
 
+    # NumPy's numbers would make checkpoints that torch.load refuses.
+    numbers = {name: type(getattr(Args, name))(getattr(args, name)) for name in BOUNDS}
+    args = replace(args, **numbers)
+
     torch.manual_seed(args.seed)
     random.seed(args.seed)
     try:
@@ -918,7 +948,7 @@ def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
         method = "fork" if sys.platform == "linux" and args.device == "cpu" else "spawn"
     num_processes = min(args.num_workers, num_cores())
     pipes = [mp.get_context(method).Pipe() for _ in range(num_processes)]
-    ours, theirs = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
+    coordinator_ends, worker_ends = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
     with make_env(args.env_id) as env:
         buffers = Buffers(env, args.num_workers)
     # No warning for every worker that main kills.
@@ -927,7 +957,7 @@ def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
     try:
         workers = mp.start_processes(
             worker,
-            (args, seeds, buffers, theirs),
+            (args, seeds, buffers, worker_ends),
             nprocs=num_processes,
             join=False,
             start_method=method,
@@ -936,7 +966,7 @@ def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
         for process in {*mp.active_children()} - {*others}:
             process.kill()
         raise
-    return Environments(workers, ours, buffers, stop)
+    return Environments(workers, coordinator_ends, buffers, stop)
 
 
 def num_cores() -> int:
@@ -971,9 +1001,9 @@ def main(args: Args) -> list[float] | None:
         envs = start_workers(args, seeds, shared.stop)
         try:
             torch.set_num_threads(min(args.num_workers, num_cores()))
-            recorder = Recorder(shared, args, run_dir)
             network.to(args.device)
-            coordinator(args, shared, network, envs, seeds[0], recorder)
+            with contextlib.closing(Recorder(shared, args, run_dir)) as recorder:
+                coordinator(args, shared, network, envs, seeds[0], recorder)
             lost = False
             envs.close()
         except WorkerLost:
@@ -982,11 +1012,11 @@ def main(args: Args) -> list[float] | None:
         except FloatingPointError as error:
             warn(f"{SCRIPT.name}: error: {error}")
         finally:
+            signals.ignore()
             torch.set_num_threads(1)  # main may be called again, and fork
             for process in envs.workers.processes:
                 process.kill()
             saved = save_checkpoint(shared, args, run_dir)
-        recorder.close()
 
     if signals.signum or lost or not saved:
         warn(f"to continue: python {SCRIPT.name} --resume {run_dir}")

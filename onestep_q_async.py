@@ -71,7 +71,8 @@ SCRIPT = Path(__file__)  # checkpoints hold its name: a renamed copy refuses the
 torch.set_num_threads(1)  # one core per process; a thread pool would not survive a fork
 cv2.setNumThreads(0)
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
-warnings.filterwarnings("ignore", "The value of the smallest subnormal")  # NumPy notices
+# NumPy before 2.4 warns that they are flushed.
+warnings.filterwarnings("ignore", "The value of the smallest subnormal")
 
 
 # Arguments
@@ -179,7 +180,7 @@ def is_image(space: gym.spaces.Box) -> bool:
         return False
     if space.low.any() or (space.high != 255).any():
         return False
-    if len(shape) == 3 and shape[0] in (1, 3, 4) and min(shape[1:]) >= 32:
+    if len(shape) == 3 and shape[0] < 32 <= min(shape[1:]):
         raise UnsupportedEnvironment(f"an image needs its channels last, not {shape}")
     if min(shape[:2]) < 32:
         return False
@@ -205,7 +206,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
     try:
         env = gym.make(env_id, **kwargs)
     except TypeError as error:
-        if "render_mode" not in str(error):
+        if "unexpected keyword argument 'render_mode'" not in str(error):
             raise
         raise UnsupportedEnvironment("it has no render_mode: leave out --capture-video") from error
 
@@ -297,7 +298,7 @@ def make_network(env: gym.Env, init: str) -> Network:
             else:
                 nn.init.orthogonal_(param, gain=2**0.5)
         nn.init.orthogonal_(network.q.weight, gain=0.01)
-    # Weights in the layout of the observations, whose channels are last, save a copy in each pass.
+    # Convolutions with channels last, like the observations, save a copy in each pass.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -321,7 +322,7 @@ class Shared:
 
     def __init__(self, network: Network, num_workers: int):
         params = {name: param.detach().clone() for name, param in network.named_parameters()}
-        self.params = share(params)  # θ
+        self.theta = share(params)  # θ
         self.target = share(copy.deepcopy(params))  # θ⁻
         self.refreshed = torch.zeros(1, dtype=torch.int64).share_memory_()  # T at θ⁻'s last refresh
         self.square_avg = share({name: torch.ones_like(p) for name, p in params.items()})  # g
@@ -331,7 +332,7 @@ class Shared:
 
     def rmsprop_update(self, grads: Sequence[Tensor], lr: float, alpha: float, eps: float) -> None:
         """Equations 8 and 9, RMSProp without centring: g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε)."""
-        params, square_avg = self.params.values(), self.square_avg.values()
+        params, square_avg = self.theta.values(), self.square_avg.values()
         for param, g, grad in zip(params, square_avg, grads, strict=True):
             g.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
             param.addcmul_(grad, (g + eps).rsqrt_(), value=-lr)
@@ -342,8 +343,24 @@ class Shared:
             tensor.copy_(params[name])
         self.refreshed.fill_(step)
 
+    def state(self) -> dict[str, Any]:
+        """A copy of what a checkpoint holds."""
+        return copy.deepcopy(
+            {
+                "params": self.theta,
+                "target": self.target,
+                "refreshed": self.refreshed,
+                "square_avg": self.square_avg,
+                "steps": self.steps,
+                "updates": self.updates,
+            }
+        )
+
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Restores all but θ, which the network has brought along. Worker 0 gets the sums."""
+        """Restores all but θ, which the network has brought along.
+
+        Worker 0 takes over the sums of the counters, as the number of workers may differ.
+        """
         for name, tensor in self.square_avg.items():
             tensor.copy_(checkpoint["square_avg"][name])
         self.refresh_target(int(checkpoint["refreshed"]), checkpoint["target"])
@@ -419,7 +436,7 @@ def worker(
 
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
         # Snapshot: θ' ← θ
-        network.load_state_dict(shared.params)
+        network.load_state_dict(shared.theta)
         updates_before = int(shared.updates.sum())
 
         # Act: up to I_AsyncUpdate ε-greedy steps by Q(s, ·; θ'), or until the episode ends
@@ -465,7 +482,7 @@ def worker(
         # Refresh: θ⁻ ← θ whenever T passes a multiple of I_target; one worker does it, once
         passed = (step + t) // args.target_interval > int(shared.refreshed) // args.target_interval
         if rank == 0 and passed:
-            shared.refresh_target(step + t, shared.params)
+            shared.refresh_target(step + t, shared.theta)
     env.close()
 
 
@@ -538,7 +555,9 @@ class Recorder:
         self.returns: deque[float] = deque(maxlen=100)
         self.last_report = self.last_save = time.monotonic()
 
-    def log(self, step: int, stats: dict[str, float]) -> None:
+    def log(self, message: tuple[int, dict[str, float]]) -> None:
+        """Writes what a WorkerLog has sent."""
+        step, stats = message
         if "charts/episodic_return" in stats:
             self.returns.append(stats["charts/episodic_return"])
         for tag, value in stats.items():
@@ -554,7 +573,7 @@ class Recorder:
             return
 
         self.last_report = time.monotonic()
-        self.log(step, {"charts/SPS": self.bar.format_dict["rate"] or 0.0})
+        self.log((step, {"charts/SPS": self.bar.format_dict["rate"] or 0.0}))
         if not self.on_terminal:
             with contextlib.suppress(OSError):  # nobody reads the output any more
                 print(self.bar, flush=True)
@@ -567,8 +586,8 @@ class Recorder:
 
     def close(self) -> None:
         self.progress(int(self.shared.steps.sum()), last=True)
-        self.bar.close()
         with contextlib.suppress(OSError):
+            self.bar.close()
             self.writer.close()
 
 
@@ -596,6 +615,11 @@ class StopSignals:
             self.signum = signum
             self.stop.fill_(True)
 
+    def ignore(self) -> None:
+        """Ignores further signals, so that none cuts the last checkpoint short."""
+        for signum in self.handlers:
+            signal.signal(signum, signal.SIG_IGN)
+
     def __exit__(self, *exception: object) -> None:
         for signum, handler in self.handlers.items():
             signal.signal(signum, handler)
@@ -608,7 +632,7 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
     that the copy of θ, g and the counters takes.
     """
     file, part = run_dir / "checkpoint.pt", run_dir / "checkpoint.part"
-    state = copy.deepcopy(vars(shared))
+    state = shared.state()
     try:
         with part.open("wb") as stream:
             torch.save({"script": SCRIPT.stem, "args": asdict(args), **state}, stream)
@@ -647,6 +671,8 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
 def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     """Plays full episodes; prints the return of each, with unclipped rewards, and returns all."""
     env = make_env(args.env_id, args.capture_video)
+    # Without a time limit of the environment's own, an episode might never end.
+    limit = (env.spec and env.spec.max_episode_steps) or 100_000
     if args.capture_video:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
 
@@ -655,11 +681,11 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
         obs, info = env.reset(seed=args.seed + episode)
         steps = 0
         while "episode" not in info:  # RecordEpisodeStatistics adds it at the end
+            if steps == limit:
+                what = f"{args.env_id}: an episode has not ended within {limit} steps"
+                bad_input(f"{what}: register it with max_episode_steps")
             obs, _, _, _, info = env.step(act(network, obs))
             steps += 1
-            if steps == 100_000:
-                what = f"{args.env_id}: an episode has not ended within {steps} steps"
-                bad_input(f"{what}: register it with max_episode_steps")
         returns.append(float(info["episode"]["r"]))
         print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
     env.close()
@@ -706,6 +732,10 @@ def validate_args(args: Args) -> tuple[Args, Network]:
         bad_input("--resume and --evaluate exclude each other: leave one out")
     if args.capture_video and not args.evaluate:
         bad_input("--capture-video needs --evaluate: train first, then record")
+
+    # NumPy's numbers would make checkpoints that torch.load refuses.
+    numbers = {name: type(getattr(Args, name))(getattr(args, name)) for name in BOUNDS}
+    args = replace(args, **numbers)
 
     torch.manual_seed(args.seed)
     random.seed(args.seed)
@@ -784,36 +814,36 @@ def watch(
 ) -> bool:
     """Records the run until all workers have ended; returns whether one was lost."""
     deadline = math.inf  # by which the workers must have ended, once the run is to end
-    ended = lost = False
-    while not ended:
+    all_ended = worker_lost = False
+    while not all_ended:
         try:
-            ended = workers.join(timeout=0.2)
+            all_ended = workers.join(timeout=0.2)
         except Exception as error:
-            ended = lost = True
+            all_ended = worker_lost = True
             if not signals.signum:
                 warn(f"{SCRIPT.name}: a worker was lost: {error}")
 
         for receiver in receivers:
             with contextlib.suppress(EOFError, BrokenPipeError):  # its worker has ended
                 while receiver.poll():
-                    recorder.log(*receiver.recv())
+                    recorder.log(receiver.recv())
 
-        # Before T is read, which only grows: a worker that has seen T_max is not blamed.
-        exited = any(process.exitcode == 0 for process in workers.processes)
+        # Before T is read: a worker that ends because T has just reached T_max is not lost.
+        one_ended = any(process.exitcode == 0 for process in workers.processes)
         step = int(shared.steps.sum())
         recorder.progress(step)
         to_end = bool(signals.signum) or step >= recorder.args.total_timesteps
         if to_end:
             patience = 10 if signals.signum else 60
             deadline = min(deadline, time.monotonic() + patience)
-        if exited and not to_end:
+        if one_ended and not to_end:
             warn(f"{SCRIPT.name}: an environment has ended its worker")
             return True
-        if not ended and time.monotonic() > deadline:
+        if not all_ended and time.monotonic() > deadline:
             warn(f"{SCRIPT.name}: an environment hangs, and is given up")
             return True
         recorder.save_if_due()
-    return lost
+    return worker_lost
 
 
 def main(args: Args) -> list[float] | None:
@@ -835,13 +865,13 @@ def main(args: Args) -> list[float] | None:
     with StopSignals(shared.stop) as signals:
         workers, receivers = start_workers(args, shared)
         try:
-            recorder = Recorder(shared, args, run_dir)
-            lost = watch(workers, receivers, shared, recorder, signals)
+            with contextlib.closing(Recorder(shared, args, run_dir)) as recorder:
+                lost = watch(workers, receivers, shared, recorder, signals)
         finally:
+            signals.ignore()
             for process in workers.processes:
                 process.kill()
             saved = save_checkpoint(shared, args, run_dir)
-        recorder.close()
 
     if signals.signum or lost or not saved:
         warn(f"to continue: python {SCRIPT.name} --resume {run_dir}")

@@ -84,10 +84,7 @@ class FakeEnvironments:
 class FakePipe(list):
     """A worker's pipe to main, or the recorder of a2c: a list of what was sent."""
 
-    send = list.append
-
-    def log(self, step, stats):
-        self.append((step, stats))
+    send = log = list.append
 
     def progress(self, step):
         pass
@@ -116,14 +113,14 @@ def play(monkeypatch, script, envs, rank=0, start=0, others=0, seed=1, worker_se
     updates, acts, pipe = [], [], FakePipe()
 
     def recorded_act(network, obs, *epsilon):
-        assert all(torch.equal(p, shared.params[name]) for name, p in network.named_parameters())
+        assert all(torch.equal(p, shared.theta[name]) for name, p in network.named_parameters())
         action = act(network, obs, *epsilon)
         pairs = zip(obs.numpy(), action, strict=True) if script is a2c else [(obs, action)]
         acts.extend((np.array(one), chosen, *epsilon) for one, chosen in pairs)
         return action
 
     def recorded_update(shared, grads, lr, alpha, eps):
-        tensors = {name: clone(getattr(shared, name, {})) for name in ("params", "target")}
+        tensors = {name: clone(getattr(shared, name, {})) for name in ("theta", "target")}
         segments = [env.steps for env in envs]
         grads = [grad.clone() for grad in grads]
         updates.append(
@@ -209,7 +206,7 @@ def algorithm_s3(network, segment, args):
 def by_hand(script, played, index):
     """The gradient of an update, accumulated step by step."""
     update, env, args = played.updates[index], played.envs[0], played.args
-    network, total = make_network(script, env, update.params), 0.0
+    network, total = make_network(script, env, update.theta), 0.0
     target = make_network(script, env, update.target) if update.target else None
     for segment in update.segments:
         if script is onestep_q_async:
@@ -499,7 +496,7 @@ def test_the_target_network_becomes_theta_at_a_multiple_and_only_there(value_met
     for before, after in itertools.pairwise(played.updates):
         start, step = step, step + len(before.segments[0])
         crossed = step // 12 > start // 12
-        assert same(after.target, after.params if crossed else before.target)
+        assert same(after.target, after.theta if crossed else before.target)
     played = play(monkeypatch, value_method, TOYS[:1], total_timesteps=60, rank=1)
     assert all(same(update.target, played.updates[0].target) for update in played.updates)
 

@@ -68,11 +68,13 @@ SHORTER = {
 }
 FLAGS_OF_OTHERS = {
     "--check": "benchmark/plot.py",
+    "--cpus": "docker run",
+    "--cpuset-cpus": "docker run",
     "--shm-size": "docker run",
     "--use-proper-time-limits": "ikostrikov/pytorch-a2c-ppo-acktr-gail",
 }
 
-PAGES = ["README.md", "CONTRIBUTING.md", "benchmark/README.md"]
+PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmark/README.md"]
 PAGES += sorted(page.relative_to(ROOT).as_posix() for page in ROOT.glob("docs/**/*.md"))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n)+")

@@ -6,6 +6,7 @@ import shutil
 import sys
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 import tyro
@@ -55,6 +56,7 @@ def refuses(script, capsys, monkeypatch, **flags) -> str:
         ({"env_id": "FrozenLake-v1"}, "Box"),
         ({"env_id": "toy_envs:Dict-v0"}, "Box"),
         ({"env_id": "toy_envs:ChannelsFirst-v0"}, "channels last, not (3, 84, 84)"),
+        ({"env_id": "toy_envs:ChannelsFirstStack-v0"}, "channels last, not (12, 84, 84)"),
         ({"env_id": "toy_envs:RGBA-v0"}, "1 or 3 channels, not (90, 80, 4)"),
         ({"env_id": "ALE/Breakout"}, "needs its version"),
         ({"env_id": "toy_envs:AtariSkips-v0"}, 'frameskip=1 and obs_type="grayscale"'),
@@ -107,6 +109,18 @@ def test_a_video_without_its_packages(script, capsys, monkeypatch, trained, tmp_
 def test_a_bug_in_an_environment_keeps_its_traceback(script, tmp_path):
     with pytest.raises(AttributeError, match="the toy has no such thing"):
         train(script, tmp_path, env_id="toy_envs:BrokenInit-v0")
+    with pytest.raises(TypeError, match="the toy has a wrong type"):
+        script.make_env("toy_envs:BrokenVideo-v0", video=True)
+
+
+@OF_ONE
+def test_an_episode_without_end(script, capsys, monkeypatch, trained):
+    monkeypatch.setattr(script, "act", lambda network, obs: 0)
+    flags = {"evaluate": str(trained), "eval_episodes": 1}
+    told = refuses(script, capsys, monkeypatch, env_id="toy_envs:Endless-v0", **flags)
+    assert "an episode has not ended within 100000 steps" in told
+    args = script.Args(env_id="toy_envs:LimitedLater-v0", **flags)
+    assert script.main(args) == [sum(range(1, 100_002))]
 
 
 def test_what_0_stands_for(script):
@@ -130,6 +144,13 @@ def test_what_0_stands_for(script):
 
 def test_a_whole_number_will_do_for_a_fraction(script, tmp_path):
     train(script, tmp_path, total_timesteps=10, learning_rate=1, gamma=1, checkpoint_interval=0)
+
+
+@OF_ONE
+def test_numpys_numbers_will_do(script, tmp_path):
+    numbers = {"total_timesteps": np.int64(10), "learning_rate": np.float32(1e-3)}
+    run_dir = train(script, tmp_path, **numbers)
+    assert script.load_checkpoint(str(run_dir))[0]["args"].total_timesteps == 10
 
 
 @OF_ONE

@@ -5,7 +5,7 @@ import pytest
 from conftest import VALUE_METHODS, train
 
 END, VALUE = "targets[-1] = rewards[-1]", "0.0 if terminal else last_value"
-REFRESH = "shared.refresh_target(step + t, shared.params)"
+REFRESH = "shared.refresh_target(step + t, shared.theta)"
 FAULTS = [  # a script, a piece of its text, and what is wrong there
     ("onestep_q_async", END, "pass"),  # an end of the episode that is none
     ("sarsa_async", END, "pass"),

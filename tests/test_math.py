@@ -19,7 +19,7 @@ def test_rmsprop_is_equations_8_and_9(script):
     torch.manual_seed(1)
     lr, alpha, eps = 0.01, 0.9, 0.1
     shared = script.Shared(nn.Linear(5, 10), 1)
-    theta = {name: param.double() for name, param in shared.params.items()}
+    theta = {name: param.double() for name, param in shared.theta.items()}
     g = {name: torch.ones_like(param) for name, param in theta.items()}
     for _ in range(20):
         deltas = {name: torch.randn(param.shape) for name, param in theta.items()}
@@ -29,13 +29,13 @@ def test_rmsprop_is_equations_8_and_9(script):
             theta[name] = theta[name] - lr * delta.double() / (g[name] + eps).sqrt()
     for name in theta:
         torch.testing.assert_close(shared.square_avg[name].double(), g[name], rtol=1e-5, atol=1e-7)
-        torch.testing.assert_close(shared.params[name].double(), theta[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(shared.theta[name].double(), theta[name], rtol=1e-5, atol=1e-6)
 
 
 def test_g_of_a_dead_unit_becomes_0(script):
     """Not a denormal, which slows down every further update."""
     shared = script.Shared(nn.Linear(5, 10), 1)
-    no_grads = [torch.zeros_like(param) for param in shared.params.values()]
+    no_grads = [torch.zeros_like(param) for param in shared.theta.values()]
     for _ in range(20):
         shared.rmsprop_update(no_grads, 0.01, 1e-2, 0.1)
     assert not any(g.any() for g in shared.square_avg.values())
@@ -47,12 +47,12 @@ def test_gradients_1_2_3_4_arrive_as_1_2_3_4(script, env_id):
     network = script.make_network(script.make_env(env_id), "paper")
     shared = script.Shared(network, 1)
     for k in 1, 2, 3, 4:
-        network.load_state_dict(shared.params)
-        before = {name: tensor.clone() for name, tensor in shared.params.items()}
+        network.load_state_dict(shared.theta)
+        before = {name: tensor.clone() for name, tensor in shared.theta.items()}
         loss = k * sum(param.sum() for param in network.parameters())
         grads = torch.autograd.grad(loss, list(network.parameters()))
         shared.rmsprop_update(grads, 2.0, 1.0, 3.0)
-        for name, tensor in shared.params.items():
+        for name, tensor in shared.theta.items():
             step = before[name] - tensor
             torch.testing.assert_close(step, torch.full_like(step, k), atol=1e-5, rtol=0)
 
@@ -60,13 +60,13 @@ def test_gradients_1_2_3_4_arrive_as_1_2_3_4(script, env_id):
 def test_the_shared_state_is_a_copy_of_the_network(script):
     network = script.make_network(script.make_env("CartPole-v1"), "paper")
     shared = script.Shared(network, 1)
-    assert same(shared.params, network.state_dict())
+    assert same(shared.theta, network.state_dict())
     with torch.no_grad():
         for param in network.parameters():
             param.zero_()
-    tensors = [shared.params, shared.square_avg, getattr(shared, "target", {})]
+    tensors = [shared.theta, shared.square_avg, getattr(shared, "target", {})]
     assert all(tensor.is_shared() for some in tensors for tensor in some.values())
-    assert all(tensor.any() for name, tensor in shared.params.items() if "weight" in name)
+    assert all(tensor.any() for name, tensor in shared.theta.items() if "weight" in name)
     assert all((tensor == 1).all() for tensor in shared.square_avg.values())
 
 

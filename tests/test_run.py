@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import io
 import json
 import os
 import re
@@ -336,6 +337,80 @@ def test_what_is_logged(script, trained):
     ((_, speed),) = scalars(trained, "charts/SPS")  # at the end of a short run
     assert speed > 0
     assert max(value for _, value in scalars(trained, "losses/explained_variance")) <= 1
+
+
+@OF_ONE
+def test_progress(script, tmp_path, capsys):
+    args = script.Args(total_timesteps=1000)
+    recorder = script.Recorder(script.Shared(torch.nn.Linear(3, 1), 1), args, tmp_path)
+    for number in range(150):
+        recorder.log((number, {"charts/episodic_return": float(number)}))
+    recorder.progress(500)
+    assert not capsys.readouterr().out
+
+    recorder.last_report -= 10
+    recorder.progress(500)
+    line = capsys.readouterr().out
+    assert "500/1000" in line and "return 99.5" in line  # of the last 100 episodes
+    recorder.progress(1003, last=True)
+    assert "100%" in (line := capsys.readouterr().out) and "1000/1000" in line
+    recorder.close()
+
+
+@OF_ONE
+def test_progress_on_a_terminal(script, tmp_path, capsys, monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    args = script.Args(total_timesteps=1000)
+    shared = script.Shared(torch.nn.Linear(3, 1), 1)
+    recorder = script.Recorder(shared, args, tmp_path)
+    shared.steps += 1003
+    recorder.close()
+    assert "1000/1000" in terminal.getvalue() and not capsys.readouterr().out
+
+
+@OF_TWO
+def test_a_log_that_cannot_be_written_does_not_end_the_run(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script.SummaryWriter, "add_scalar", lambda *args: full_disk())
+    assert_usable(train(script, tmp_path, total_timesteps=2000))
+
+
+@OF_TWO
+def test_a_log_that_cannot_be_opened_leaves_no_worker(script, tmp_path, monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(script, "SummaryWriter", lambda *args, **kwargs: full_disk())
+    with pytest.raises(OSError, match="No space left"):
+        train(script, tmp_path, total_timesteps=10**9)
+    wait_for(lambda: not mp.active_children())
+    assert signal.getsignal(signal.SIGINT) == handler
+    (run_dir,) = tmp_path.iterdir()
+    assert (run_dir / "checkpoint.pt").exists()
+
+
+@OF_TWO
+def test_an_error_in_main_closes_the_log(script, tmp_path, monkeypatch):
+    def fails(recorder):
+        raise ArithmeticError
+
+    monkeypatch.setattr(script.Recorder, "save_if_due", fails)
+    with pytest.raises(ArithmeticError):
+        train(script, tmp_path, total_timesteps=10**9)
+    (run_dir,) = tmp_path.iterdir()
+    assert len(scalars(run_dir, "charts/SPS")) == 1
+
+
+@OF_TWO
+def test_ctrl_c_does_not_cut_the_last_checkpoint_short(script, tmp_path, monkeypatch):
+    save = torch.save
+
+    def interrupted_save(*args):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        save(*args)
+
+    monkeypatch.setattr(torch, "save", interrupted_save)
+    assert_usable(train(script, tmp_path, total_timesteps=100))
 
 
 def broken_save(then):

@@ -14,7 +14,7 @@ from gymnasium.spaces import Box, Discrete
 
 
 class Count(gym.Env):
-    """Observes how many steps were made, and gives that as the reward."""
+    """Observes how many steps were taken, and gives that as the reward."""
 
     observation_space, action_space = Box(0, 100, (2,), np.float32), Discrete(2)
 
@@ -74,7 +74,7 @@ class Board(Count):
 
 
 class Told(Count):
-    """Leaves a file named after its process when that has made 600 steps, then may hang."""
+    """Leaves a file named after its process when that has taken 600 steps, then may hang."""
 
     hangs = False
     steps = 0
@@ -138,6 +138,11 @@ class Crashes(Count):
 class BrokenInit(Count):
     def __init__(self):
         raise AttributeError("the toy has no such thing")
+
+
+class BrokenVideo(Count):
+    def __init__(self, render_mode):
+        raise TypeError("the toy has a wrong type")
 
 
 class StartsProcess(Count):
@@ -218,6 +223,7 @@ for kind in Matrix, Board, Scalar, Dict:
 register("StartsProcess", StartsProcess)
 register("Terminates", Count)
 register("Truncates", Count, end="truncated")
+register("Endless", Count, end="never")
 register("LosesLives", Count, length=10, life=3)
 register("Worth10", Ones, length=5, end="truncated")
 register("Worth1", Ones, length=1)
@@ -231,11 +237,14 @@ register("GreyChannel", Image, 90, 80, 1)
 register("Square", Image, 84, 84)
 register("SquareInPlace", Image, 84, 84, in_place=True)
 register("ChannelsFirst", Image, 3, 84, 84)
+register("ChannelsFirstStack", Image, 12, 84, 84)
 register("RGBA", Image, 90, 80, 4)
 register("AtariMinus", minus_breakout)
 register("AtariSkips", gym.make, "ALE/Breakout-v5")
 register_breakout("AtariShort", max_episode_steps=100)
 register_breakout("AtariFull", full_action_space=True)
+gym.register("LimitedLater-v0", lambda: Count(end="never"), max_episode_steps=100_001)
+gym.register("BrokenVideo-v0", BrokenVideo)
 gym.register("NoImages-v0", lambda render_mode: Count())
 
 

@@ -28,9 +28,9 @@ def seconds_per_update(checkpoint: dict, flush: bool) -> float:
     """The median of seven times 50 updates whose gradients are 0."""
     torch.set_flush_denormal(flush)
     shared = a3c.Shared(nn.Module(), 1)
-    shared.params = checkpoint["params"]
+    shared.theta = checkpoint["params"]
     shared.square_avg = {name: g.clone() for name, g in checkpoint["square_avg"].items()}
-    grads = [torch.zeros_like(param) for param in shared.params.values()]
+    grads = [torch.zeros_like(param) for param in shared.theta.values()]
     times = []
     for _ in range(7):
         start = time.perf_counter()

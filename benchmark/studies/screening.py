@@ -123,7 +123,7 @@ def screen(game: str, run: str, seed: int, stop_after: int) -> None:
     rows = []
 
     while step < stop_after:
-        network.load_state_dict(shared.params)
+        network.load_state_dict(shared.theta)
         segments, actions, rewards, terminal, over, episodes = play(envs, network, obs, args)
         last_returns.extend(episodes)
         episodes_ended += len(episodes)
