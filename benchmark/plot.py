@@ -4,7 +4,8 @@
     python benchmark/plot.py --check    exits with 1 if a figure is older than its data
 
 Where there are several seeds, the line is their mean, and the band reaches from the lowest to the
-highest. Each SVG names the digest of its data, which --check compares; drawing needs matplotlib.
+highest. Each SVG names the digest of its data and settings, which --check compares. Drawing needs
+matplotlib.
 """
 
 import csv
@@ -62,6 +63,12 @@ def scripts(pattern: str) -> list[Curve]:
     return [curve for curve in curves if curve.files]
 
 
+def published(game: str) -> float:
+    lines = (RESULTS / "published.csv").read_text().splitlines()
+    (mean,) = (row["mean"] for row in csv.DictReader(lines[1:]) if row["game"] == game)
+    return float(mean)
+
+
 FIGURES_TO_DRAW = [
     Figure(
         name=game.lower(),
@@ -71,10 +78,10 @@ FIGURES_TO_DRAW = [
             Curve("a3c.py, paper's settings", f"paper_settings/{game.lower()}_a3c.csv", GREY),
         ],
         panels=[RETURN],
-        level=level,
+        level=published(game),
         level_label="RL Zoo's A2C at 10M",
     )
-    for game, level in (("Breakout", 279.8), ("Pong", 17.3))
+    for game in ("Breakout", "Pong")
 ] + [
     Figure(
         name="cartpole",
@@ -134,8 +141,10 @@ def read(file: Path, column: str) -> dict[float, float]:
 
 
 def digest(figure: Figure) -> str:
+    """Of what is drawn, and of how."""
     files = [file for curve in figure.curves for file in curve.files]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    content = [repr(figure).encode(), *(file.read_bytes() for file in files)]
+    return hashlib.sha256(b"".join(content)).hexdigest()
 
 
 def draw(figure: Figure) -> None:

@@ -112,7 +112,7 @@ def main(args: Args) -> None:
             file=file,
         )
         print(
-            f"# versions: {sys.version.split()[0]}, "
+            f"# versions: python {sys.version.split()[0]}, "
             + ", ".join(f"{p} {version(p)}" for p in PACKAGES),
             file=file,
         )
