@@ -43,7 +43,7 @@ CHECK = {
     r"uv run": "needs uv and the network",
     r"(ruff|mypy) ": "CI runs them",
     r"python benchmark/(speed|processes)\.py": "want an idle machine",
-    r"python benchmark/studies/(cartpole_eps|denormals|variants|vector_env)\.py": "the same",
+    r"python benchmark/studies/(?!screening)\w+\.py": "the same",
     r"python benchmark/cartpole\.py": "trains fifteen times",
     r"\w+\.py --": "a script's flags, such as those for a GPU",
 }

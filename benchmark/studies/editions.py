@@ -1,0 +1,56 @@
+"""Compares the speed of a3c.py and a2c.py with that of their first edition.
+
+    python benchmark/studies/editions.py
+
+The first edition is taken from the repository's history. Both play Breakout in turns of one second,
+as in benchmark/speed.py. Writes benchmark/results/editions.csv and prints a table of medians. It
+needs an otherwise idle Linux machine, and takes two minutes.
+"""
+
+import csv
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.append(str(ROOT / "benchmark"))
+from curve import PACKAGES, machine, version
+from speed import SCRIPT, output, spread, take_turns
+
+FIRST_EDITION = "40b9e66"
+ROUNDS = 15
+
+
+def main() -> None:
+    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    file = (ROOT / "benchmark" / "results" / "editions.csv").open("w", newline="")
+    with file, tempfile.TemporaryDirectory() as first:
+        print(f"# machine: {machine()}", file=file)
+        print(f"# versions: python {platform.python_version()}, {packages}", file=file)
+        commits = f"{FIRST_EDITION} (first), {output('git', 'rev-parse', 'HEAD')} (second)"
+        print(f"# commits: {commits}", file=file)
+        print("# command: python benchmark/studies/editions.py", file=file)
+        writer = csv.writer(file)
+        writer.writerow(("script", "workers", "edition", "round", "steps_per_second"))
+        for script, workers in ("a3c", 1), ("a3c", 16), ("a2c", 16):
+            with (Path(first) / f"{script}.py").open("wb") as old:
+                show = ["git", "show", f"{FIRST_EDITION}:{script}.py"]
+                subprocess.run(show, cwd=ROOT, stdout=old, check=True)
+            commands = {}
+            for edition, folder in ("first", first), ("second", ROOT):
+                text = SCRIPT.format(root=str(folder), script=script, workers=workers)
+                commands[edition] = [sys.executable, "-c", text]
+            rates = take_turns(commands, ROUNDS, seconds=1.0)
+            for edition, of_edition in rates.items():
+                for turn, rate in enumerate(of_edition):
+                    writer.writerow((f"{script}.py", workers, edition, turn, f"{rate:.1f}"))
+            pairs = zip(rates["second"], rates["first"], strict=True)
+            ratio = spread([second / one for second, one in pairs], 2)
+            medians = spread(rates["first"], 0), spread(rates["second"], 0)
+            print(f"| {script}.py | {workers} | {medians[0]} | {medians[1]} | {ratio} |")
+
+
+if __name__ == "__main__":
+    main()
