@@ -31,10 +31,12 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path += [str(ROOT), str(ROOT / "benchmark")]
 from curve import PACKAGES, machine, version
+from speed import output
 
 import a2c
 
 RESULTS = ROOT / "benchmark" / "results" / "screening"
+ROW = 50_000  # agent steps for each row of a file
 COLUMNS = "step,return,episodes,ev,units_conv,units_hidden,spread,entropy,grad_norm,rms_g"
 RUNS = {  # what differs from the defaults for images; g_start is where g starts
     "defaults": {},
@@ -47,6 +49,7 @@ RUNS = {  # what differs from the defaults for images; g_start is where g starts
     "eta_2.1e-3": {"learning_rate": 2.1e-3},
     "eta_2.3e-4": {"learning_rate": 2.3e-4},
     "t_max_20": {"num_steps": 20},
+    "paper": {"init": "paper", "g_start": 0.0, "rms_eps": 1e-1},  # all three changes undone
 }
 
 
@@ -103,13 +106,32 @@ def diagnostics(network: a2c.ImageNetwork, states: torch.Tensor, logits: torch.T
     return *shares, spread
 
 
+def summary(window: list) -> tuple[float, float, float]:
+    """ev, and the means of entropy and of the gradient's norm."""
+    returns, values, entropies, norms = zip(*window, strict=True)
+    all_returns = torch.cat(returns)
+    errors = all_returns - torch.cat(values)
+    ev = 1 - (errors.var() / all_returns.var()).item()
+    return ev, np.mean(entropies), np.mean(norms)
+
+
+def returns_of(rewards: list, terminal: np.ndarray, last_values: list, gamma: float) -> list:
+    """The n-step returns of all segments, one after the other."""
+    returns = []
+    for rank, of_segment in enumerate(rewards):
+        bootstrap = 0.0 if terminal[rank] else last_values[rank]
+        returns += a2c.n_step_returns(of_segment, bootstrap, gamma)
+    return returns
+
+
 def screen(game: str, run: str, seed: int, stop_after: int) -> None:
+    """Makes one run, and writes its file."""
     changes = {"g_start": 1.0, **RUNS[run]}
     g_start = changes.pop("g_start")
     args = a2c.Args(env_id=f"{game}NoFrameskip-v4", seed=seed, **changes)
     args = a2c.choose_defaults(args, images=True)
-    git = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    commit = output("git", "rev-parse", "HEAD")
+
     torch.manual_seed(args.seed)
     random.seed(args.seed)
     envs = [a2c.make_env(args.env_id) for _ in range(args.num_workers)]
@@ -119,47 +141,49 @@ def screen(game: str, run: str, seed: int, stop_after: int) -> None:
         g.fill_(g_start)
     seeds = np.random.SeedSequence([args.seed, 0]).generate_state(args.num_workers).tolist()
     obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)])
-    last_returns, window, episodes_ended, step, next_row = deque(maxlen=100), [], 0, 0, 50_000
-    rows = []
 
+    last_returns, episodes_ended = deque(maxlen=100), 0
+    step, next_row = 0, ROW
+    window = []  # of the updates since the last row: returns, values, entropy, norm
+    rows = []
     while step < stop_after:
+        # Snapshot and act
         network.load_state_dict(shared.theta)
         segments, actions, rewards, terminal, over, episodes = play(envs, network, obs, args)
         last_returns.extend(episodes)
         episodes_ended += len(episodes)
-        flat = [state for segment in segments for state in segment]
-        states, chosen = torch.from_numpy(np.stack([*flat, *obs])), torch.tensor([*chain(*actions)])
+
+        # Learn
+        states = torch.from_numpy(np.stack([*chain(*segments), *obs]))
+        chosen = torch.tensor([*chain(*actions)])
         t = len(chosen)
         logits, values = network(states)
-        bootstraps = values[t:].tolist()
-        returns = []
-        for rank in range(args.num_workers):
-            bootstrap = 0.0 if terminal[rank] else bootstraps[rank]
-            returns += a2c.n_step_returns(rewards[rank], bootstrap, args.gamma)
-        returns = torch.tensor(returns)
+        returns = torch.tensor(returns_of(rewards, terminal, values[t:].tolist(), args.gamma))
         loss, stats = a2c.actor_critic_loss(
             logits[:t], values[:t], chosen, returns, args.ent_coef, args.vf_coef
         )
         grads = torch.autograd.grad(loss, list(network.parameters()))
         grads, norm = a2c.clip_grads(grads, args.max_grad_norm)
+
+        # Update
         learning_rate = args.learning_rate * (1 - step / args.total_timesteps)
         shared.rmsprop_update(grads, learning_rate, args.rms_alpha, args.rms_eps)
         step += t
         for rank in np.flatnonzero(over):
             obs[rank], _ = envs[rank].reset()
 
+        # Log
         window.append((returns, values[:t].detach(), stats["losses/entropy"], norm))
         if step >= next_row:
-            R, V = torch.cat([row[0] for row in window]), torch.cat([row[1] for row in window])
-            g = torch.cat([g.flatten() for g in shared.square_avg.values()])
-            row = [1 - ((R - V).var() / R.var()).item()]
-            row += [*diagnostics(network, states[:t], logits[:t].detach())]
-            row += [np.mean([row[2] for row in window]), np.mean([row[3] for row in window])]
-            row += [g.mean().sqrt().item()]
             mean = f"{np.mean(last_returns):.4g}" if last_returns else ""
-            rows.append([next_row, mean, episodes_ended, *(f"{value:.4g}" for value in row)])
+            ev, entropy, grad_norm = summary(window)
+            shares_and_spread = diagnostics(network, states[:t], logits[:t].detach())
+            g = torch.cat([g.flatten() for g in shared.square_avg.values()])
+            signs = [ev, *shares_and_spread, entropy, grad_norm, g.mean().sqrt().item()]
+            rows.append([next_row, mean, episodes_ended, *(f"{sign:.4g}" for sign in signs)])
             print(game, run, seed, *rows[-1], flush=True)
-            next_row, window = next_row + 50_000, []
+            next_row += ROW
+            window = []
 
     with path(game, run, seed).open("w") as file:
         print(f"# machine: {machine()}", file=file)
