@@ -92,7 +92,7 @@ class Hangs(Told):
 
 
 class OneHangs(Count):
-    """The first of all processes to make 300 steps hangs, the others go on."""
+    """The first of all processes to take 300 steps hangs, the others go on."""
 
     steps = 0
 
