@@ -16,7 +16,7 @@ FAULTS = [  # a script, a piece of its text, and what is wrong there
 ]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_from_pixels(script, tmp_path, seed):
     """Action 2 of 4 pays 1 in each of an episode's 10 steps: chance is 2.5."""
     env_id, flags = "toy_envs:Colour-v0", {}

@@ -173,6 +173,7 @@ def test_a_signal_stops_the_run(script, launch, signum, kill, method):
     assert_usable(run.run_dir)
 
 
+@pytest.mark.slow
 @OF_TWO
 def test_a_hanging_environment_can_be_stopped(script, launch):
     run = launch(script, *FOREVER, "toy_envs:Hangs-v0")
