@@ -549,7 +549,7 @@ class Recorder:
         self.on_terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=args.total_timesteps,
-            initial=start,
+            initial=min(start, args.total_timesteps),
             unit=" steps",
             smoothing=0.05,
             file=sys.stderr if self.on_terminal else open(os.devnull, "w"),

@@ -372,6 +372,14 @@ def test_progress_on_a_terminal(script, tmp_path, capsys, monkeypatch):
     assert "1000/1000" in terminal.getvalue() and not capsys.readouterr().out
 
 
+@OF_ONE
+def test_the_speed_of_a_run_resumed_beyond_its_end(script, tmp_path):
+    shared = script.Shared(torch.nn.Linear(3, 1), 1)
+    shared.steps += 2000
+    script.Recorder(shared, script.Args(total_timesteps=1000), tmp_path).close()
+    assert scalars(tmp_path, "charts/SPS") == [(2000, 0)]
+
+
 @OF_TWO
 def test_a_log_that_cannot_be_written_does_not_end_the_run(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script.SummaryWriter, "add_scalar", lambda *args: full_disk())
