@@ -4,7 +4,7 @@
 
 A comment block heads it: the machine, versions, commit, command and seed of the run. A row is the
 mean over --bin agent steps. The last steps, which do not fill a row, are left out. Where a run was
-killed and resumed from an older checkpoint, the steps made twice count once. --earlier takes the rows
+killed and resumed from an older checkpoint, the steps taken twice count once. --earlier takes the rows
 before a resume from the CSV of the run's earlier part, whose events are no longer there.
 """
 

@@ -4,8 +4,8 @@
     python benchmark/studies/screening.py --run eps_1e-3 --game Pong    # one of them
 
 A run computes what a2c.py does, with all environments in one process, so that it fills one core. It
-stops after 1.5 million agent steps of a schedule of 10 million, some 25 minutes. Every 50,000 steps
-make a row of benchmark/results/screening/GAME_RUN_SEED.csv, which is written when the run is done:
+stops after 1.5 million agent steps of a schedule of 10 million, which takes some 25 minutes, and then
+writes benchmark/results/screening/GAME_RUN_SEED.csv, with a row for every 50,000 steps:
 
     ev            share of the returns' variance that V explains
     units_conv    share of the second convolution's channels that are on for some inputs, off for others
@@ -43,13 +43,13 @@ RUNS = {  # what differs from the defaults for images; g_start is where g starts
     "init_paper": {"init": "paper"},
     "g_0": {"g_start": 0.0},
     "eps_1e-1": {"rms_eps": 1e-1},
+    "paper": {"init": "paper", "g_start": 0.0, "rms_eps": 1e-1},  # all three changes undone
     "eps_1e-2": {"rms_eps": 1e-2},
     "eps_1e-3": {"rms_eps": 1e-3},
     "eps_1e-4": {"rms_eps": 1e-4},
     "eta_2.1e-3": {"learning_rate": 2.1e-3},
     "eta_2.3e-4": {"learning_rate": 2.3e-4},
     "t_max_20": {"num_steps": 20},
-    "paper": {"init": "paper", "g_start": 0.0, "rms_eps": 1e-1},  # all three changes undone
 }
 
 
@@ -60,7 +60,7 @@ class Args:
     game: str = "Breakout"
     seed: int = 1
     stop_after: int = 1_500_000
-    """agent steps to make"""
+    """agent steps to take"""
     jobs: int = 2
     """runs at a time, without --run"""
 
@@ -125,7 +125,7 @@ def returns_of(rewards: list, terminal: np.ndarray, last_values: list, gamma: fl
 
 
 def screen(game: str, run: str, seed: int, stop_after: int) -> None:
-    """Makes one run, and writes its file."""
+    """Trains with the settings of one run, and writes its file."""
     changes = {"g_start": 1.0, **RUNS[run]}
     g_start = changes.pop("g_start")
     args = a2c.Args(env_id=f"{game}NoFrameskip-v4", seed=seed, **changes)
