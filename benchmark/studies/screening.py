@@ -44,6 +44,7 @@ RUNS = {  # what differs from the defaults for images; g_start is where g starts
     "g_0": {"g_start": 0.0},
     "eps_1e-1": {"rms_eps": 1e-1},
     "paper": {"init": "paper", "g_start": 0.0, "rms_eps": 1e-1},  # all three changes undone
+    "init_paper_g_0": {"init": "paper", "g_start": 0.0},
     "eps_1e-2": {"rms_eps": 1e-2},
     "eps_1e-3": {"rms_eps": 1e-3},
     "eps_1e-4": {"rms_eps": 1e-4},
