@@ -29,6 +29,14 @@ COLOURS = {
     "sarsa_async.py": "#66a61e",
 }
 RETURN = "charts/episodic_return", "mean episodic return"
+CHANGES = {  # runs of benchmark/studies/screening.py: label and colour
+    "defaults": ("defaults", "#1b9e77"),
+    "init_paper": ("the paper's weights", "#d95f02"),
+    "eps_1e-1": ("ε = 0.1", "#7570b3"),
+    "g_0": ("g from 0", "#e7298a"),
+    "init_paper_g_0": ("the paper's weights, g from 0", "#66a61e"),
+    "paper": ("all three, as in the paper", GREY),
+}
 
 
 @dataclass
@@ -70,19 +78,38 @@ def published(game: str) -> float:
 
 
 FIGURES_TO_DRAW = [
-    Figure(
-        name=game.lower(),
-        title=game,
-        curves=[
-            *scripts(f"{game}NoFrameskip-v4__{{}}__*/curve.csv"),
-            Curve("a3c.py, paper's settings", f"paper_settings/{game.lower()}_a3c.csv", GREY),
-        ],
-        panels=[RETURN],
-        level=published(game),
-        level_label="RL Zoo's A2C at 10M",
-    )
-    for game in ("Breakout", "Pong")
-] + [
+    *(
+        Figure(
+            name=game.lower(),
+            title=game,
+            curves=[
+                *scripts(f"{game}NoFrameskip-v4__{{}}__*/curve.csv"),
+                Curve("a3c.py, paper's settings", f"paper_settings/{game.lower()}_a3c.csv", GREY),
+            ],
+            panels=[RETURN],
+            level=published(game),
+            level_label="RL Zoo's A2C at 10M",
+        )
+        for game in ("Breakout", "Pong")
+    ),
+    *(
+        Figure(
+            name=f"changes_{game.lower()}",
+            title=f"{game}: a2c.py's defaults, and what happens without each change",
+            curves=[
+                Curve(label, f"screening/{game}_{run}_?.csv", colour)
+                for run, (label, colour) in CHANGES.items()
+            ],
+            panels=[
+                ("return", RETURN[1]),
+                ("ev", "explained variance"),
+                ("spread", "policy's spread over states"),
+                ("units_hidden", "hidden units that vary"),
+            ],
+            legend_below=True,
+        )
+        for game in ("Breakout", "Pong")
+    ),
     Figure(
         name="cartpole",
         title="CartPole-v1, 3 seeds",
