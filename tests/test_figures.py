@@ -1,12 +1,33 @@
-"""The figures of README and docs are drawn from the data in the repository, and are not older."""
+"""The figures and the table of the screening show the data in the repository."""
 
+import csv
+import re
 import subprocess
 import sys
 
 from conftest import ROOT
+
+SCREENING = ROOT / "benchmark" / "results" / "screening"
 
 
 def test_figures_are_drawn_from_the_data_as_it_is():
     command = [sys.executable, "benchmark/plot.py", "--check"]
     check = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert check.returncode == 0, check.stderr
+
+
+def returns(game, run):
+    """The returns of a run with seed 1, as the table in docs/learning.md writes them."""
+    text = (SCREENING / f"{game}_{run}_1.csv").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    by_step = {int(row["step"]): float(row["return"]) for row in csv.DictReader(lines)}
+    steps = (500_000, 1_000_000, 1_500_000)
+    return [f"{by_step[step]:.1f}".replace("-", "−") for step in steps]
+
+
+def test_the_table_of_the_screening_is_that_of_its_files():
+    text = (ROOT / "docs" / "learning.md").read_text()
+    rows = re.findall(r"^\| \[.*/Breakout_(.*)_1\.csv\) \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) == 6
+    for run, cells in rows:
+        assert cells.split(" | ") == returns("Breakout", run) + returns("Pong", run)
