@@ -26,6 +26,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import processes
 import tyro
@@ -72,7 +73,9 @@ def watched(self, *args):
             time.sleep(0.01)
     threading.Thread(target=watch, daemon=True).start()
 script.Shared.__init__ = watched
-flags = {{"exploration_steps": 1}} if hasattr(script.Args, "exploration_steps") else {{}}
+flags = {flags}
+if hasattr(script.Args, "exploration_steps"):
+    flags["exploration_steps"] = 1
 script.main(script.Args(num_workers={workers}, log_dir="runs", total_timesteps=10**9, **flags))
 """
 ENVIRONMENT = """
@@ -123,11 +126,15 @@ class Configuration:
             command, cwd=self.folder.name, start_new_session=True, **pipes
         )
         threading.Thread(target=self.read, daemon=True).start()
-        while not self.lines or self.lines[-1][0] < WARM_UP:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"ended early: {command}")
-            time.sleep(0.1)
-        self.send(signal.SIGSTOP)
+        try:
+            while not self.lines or self.lines[-1][0] < WARM_UP:
+                if self.process.poll() is not None:
+                    raise RuntimeError(f"ended early: {command}")
+                time.sleep(0.1)
+            self.send(signal.SIGSTOP)
+        except BaseException:  # a measurement that is interrupted leaves no program behind
+            self.end()
+            raise
 
     def read(self) -> None:
         for line in self.process.stdout:
@@ -174,18 +181,24 @@ def take_turns(commands: dict, rounds: int, seconds: float) -> dict[object, list
     return rates
 
 
+def play(workers: int) -> list[str]:
+    """The command that plays at random with so many processes, and prints steps and seconds."""
+    return [sys.executable, "-c", ENVIRONMENT.format(root=str(ROOT), workers=workers)]
+
+
+def train(script: str, workers: int, folder: Path = ROOT, **flags: Any) -> list[str]:
+    """The command that trains with a script of this folder, and prints steps and seconds."""
+    text = SCRIPT.format(root=str(folder), script=script, workers=workers, flags=flags)
+    return [sys.executable, "-c", text]
+
+
 def configurations(args: Args, workers: tuple) -> dict[tuple[str, int], list[str]]:
     """The commands to compare, by name and number of workers."""
     commands = {}
     for n in workers:
-        commands["environment alone", n] = [
-            sys.executable,
-            "-c",
-            ENVIRONMENT.format(root=str(ROOT), workers=n),
-        ]
+        commands["environment alone", n] = play(n)
         for script in SCRIPTS:
-            text = SCRIPT.format(root=str(ROOT), script=script, workers=n)
-            commands[f"{script}.py", n] = [sys.executable, "-c", text]
+            commands[f"{script}.py", n] = train(script, n)
         for peer, (file, *words) in PEERS.items():
             if args.peers_python and peer[1] == n:
                 commands[peer] = [args.peers_python, str(BENCHMARK / "peers" / file), *words]

@@ -2,13 +2,16 @@
 
 import importlib
 import itertools
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import VALUE_METHODS, checkpoint, train
+from conftest import ROOT, VALUE_METHODS, checkpoint, train
 from torch import multiprocessing as mp
 from toy_envs import Count
 
@@ -422,6 +425,24 @@ def test_a2c_repeats_a_run_of_four_workers_bit_for_bit(tmp_path, env_id):
     first, again = (checkpoint(train(a2c, tmp_path / name, **flags)) for name in ("1", "2"))
     assert same(first["params"], again["params"])
     assert torch.equal(first["steps"], again["steps"])
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "BreakoutNoFrameskip-v4"])
+def test_a2c_learns_on_a_gpu_what_it_learns_on_a_cpu(tmp_path, env_id):
+    environment = {name: value for name, value in os.environ.items() if "CUDA" not in name}
+    params = {}
+    for device in "cuda", "cpu":
+        flags = ["--env-id", env_id, "--device", device, "--log-dir", str(tmp_path / device)]
+        flags += ["--num-workers", "4", "--total-timesteps", "100"]
+        command = [sys.executable, str(ROOT / "a2c.py"), *flags]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if "PyTorch finds no GPU" in run.stderr:
+            pytest.skip("needs a GPU")
+        assert run.returncode == 0, run.stderr
+        (run_dir,) = (tmp_path / device).iterdir()
+        params[device] = checkpoint(run_dir)["params"]
+    for name, of_cpu in params["cpu"].items():
+        torch.testing.assert_close(params["cuda"][name], of_cpu, rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture(params=VALUE_METHODS)

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.append(str(ROOT / "benchmark"))
 from curve import PACKAGES, machine, version
-from speed import SCRIPT, output, spread, take_turns
+from speed import output, spread, take_turns, train
 
 FIRST_EDITION = "40b9e66"
 ROUNDS = 15
@@ -39,9 +39,8 @@ def main() -> None:
                 show = ["git", "show", f"{FIRST_EDITION}:{script}.py"]
                 subprocess.run(show, cwd=ROOT, stdout=old, check=True)
             commands = {}
-            for edition, folder in ("first", first), ("second", ROOT):
-                text = SCRIPT.format(root=str(folder), script=script, workers=workers)
-                commands[edition] = [sys.executable, "-c", text]
+            for edition, folder in ("first", Path(first)), ("second", ROOT):
+                commands[edition] = train(script, workers, folder)
             rates = take_turns(commands, ROUNDS, seconds=1.0)
             for edition, of_edition in rates.items():
                 for turn, rate in enumerate(of_edition):

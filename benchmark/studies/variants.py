@@ -20,7 +20,7 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.append(str(ROOT / "benchmark"))
 from curve import PACKAGES, machine, version
-from speed import SCRIPT, output, spread, take_turns
+from speed import output, spread, take_turns, train
 
 ACT = """    logits, _ = network(torch.as_tensor(np.ascontiguousarray(obs))[None])  # (1, num_actions)
     probs = logits[0].softmax(0).tolist()
@@ -109,7 +109,7 @@ def command(script: str, workers: int, replacements: dict[str, str], folder: Pat
         text = text.replace(old, new)
     folder.mkdir()
     (folder / f"{script}.py").write_text(text)
-    return [sys.executable, "-c", SCRIPT.format(root=str(folder), script=script, workers=workers)]
+    return train(script, workers, folder)
 
 
 def main(args: Args) -> None:
