@@ -25,6 +25,7 @@ sys.path.append(str(ROOT / "benchmark"))
 from curve import PACKAGES, machine, version
 from speed import BENCHMARK, PEERS, VERSIONS, output, play, spread, take_turns, train
 
+PEER_VERSIONS = VERSIONS.replace('"pfrl", ', "")
 THREADS = "torch.set_num_threads(min(args.num_workers, num_cores()))"
 
 
@@ -65,7 +66,7 @@ def main(args: Args) -> None:
         print(f"# machine: {machine()}, {gpu}", file=file)
         print(f"# versions: python {platform.python_version()}, {packages}", file=file)
         if args.peers_python:
-            print(f"# peers: {output(args.peers_python, '-c', VERSIONS)}", file=file)
+            print(f"# peers: {output(args.peers_python, '-c', PEER_VERSIONS)}", file=file)
         print(f"# commit: {output('git', 'rev-parse', 'HEAD')}", file=file)
         line = f"python benchmark/studies/many_cores.py --rounds {args.rounds} --peers-python PATH"
         print(f"# command: {line}", file=file)
