@@ -1,15 +1,16 @@
-"""Watches how many units of a network stay alive in the first steps of a run, by ε.
+"""Watches how many units of a network stay alive at the beginning of a run, by its settings.
 
     python benchmark/studies/dead_units.py
 
-Trains with the scripts' defaults but for --rms-eps, seed 1, and 16 workers. For each checkpoint, it
-measures on 200 screens of random play which share of each layer's units varies: a unit is an output
-channel of a convolution, or one of the hidden layer's outputs. Writes
-benchmark/results/dead_units.csv, with these columns:
+Trains with seed 1, 16 workers and the settings in RUNS. For each checkpoint, it measures on 200
+screens of random play which share of each layer's units varies: a unit is an output channel of a
+convolution, or one of the hidden layer's outputs. Writes benchmark/results/dead_units.csv, with
+these columns:
 
+    q_gain                of the initial weights of Q, which a copy of the script has
     step                  agent steps of all workers
     conv1, conv2, hidden  share of units whose output differs between the screens
-    spread                standard deviation of Q over the screens, mean of all actions; of V in a3c.py
+    spread                standard deviation of Q over the screens, mean of all actions
 
 A run that has rows in the file is not made again. Takes three minutes for each run on two cores.
 """
@@ -34,13 +35,20 @@ from curve import PACKAGES, machine, version
 from speed import output
 
 OUT = ROOT / "benchmark" / "results" / "dead_units.csv"
-COLUMNS = "script", "game", "rms_eps", "step", "conv1", "conv2", "hidden", "spread"
+SETTINGS = "script", "game", "learning_rate", "rms_alpha", "rms_eps", "q_gain"
+COLUMNS = *SETTINGS, "step", "conv1", "conv2", "hidden", "spread"
 STOP_AFTER = 150_000  # agent steps
+GAIN = "q.weight, gain=0.01"
 RUNS = [
-    *(("nstep_q_async", "Pong", eps) for eps in ("6e-7", "1e-4", "1e-3", "1e-2")),
-    *(("nstep_q_async", "Breakout", eps) for eps in ("6e-7", "1e-3")),
-    *(("onestep_q_async", "Pong", eps) for eps in ("6e-7", "1e-3")),
-    ("a3c", "Pong", "6e-7"),
+    ("nstep_q_async", "Pong", "1.75e-4", "0.9994", "6e-7", "0.01"),
+    ("nstep_q_async", "Pong", "5e-5", "0.9994", "6e-7", "0.01"),
+    ("nstep_q_async", "Pong", "5e-5", "0.9994", "6e-7", "1.0"),
+    ("nstep_q_async", "Pong", "1.75e-4", "0.9994", "6e-7", "1.0"),
+    ("nstep_q_async", "Pong", "1.75e-4", "0.99", "6e-7", "0.01"),
+    ("nstep_q_async", "Pong", "1.75e-4", "0.9994", "1e-4", "0.01"),
+    ("nstep_q_async", "Pong", "1.75e-4", "0.9994", "1e-3", "0.01"),
+    ("onestep_q_async", "Pong", "1.75e-4", "0.9994", "6e-7", "0.01"),
+    ("onestep_q_async", "Pong", "5e-5", "0.9994", "6e-7", "1.0"),
 ]
 
 
@@ -61,14 +69,14 @@ def screens(script, env_id: str) -> torch.Tensor:
 
 @torch.inference_mode()
 def measure(network: nn.Module, states: torch.Tensor) -> list[float]:
-    """The shares of units that vary, and the spread of the output."""
+    """The shares of units that vary, and the spread of Q."""
     outputs = []
     hooks = [
         module.register_forward_hook(lambda module, args, result: outputs.append(result))
         for module in network.modules()
         if isinstance(module, nn.ReLU)
     ]
-    result = network(states)
+    q_values = network(states)  # (200, num_actions)
     for hook in hooks:
         hook.remove()
 
@@ -76,20 +84,25 @@ def measure(network: nn.Module, states: torch.Tensor) -> list[float]:
     for of_layer in outputs:
         deviations = of_layer.std(0).flatten(1) if of_layer.ndim == 4 else of_layer.std(0)[:, None]
         shares.append((deviations.amax(1) > 1e-3).float().mean().item())
-    values = result if isinstance(result, torch.Tensor) else result[1]
-    return [*shares, values.std(0).mean().item()]
+    return [*shares, q_values.std(0).mean().item()]
 
 
-def watch(name: str, game: str, rms_eps: str, writer) -> None:
+def watch(run_settings: tuple[str, ...], writer) -> None:
     """Makes one run, and writes a row for each of its checkpoints."""
+    name, game, learning_rate, rms_alpha, rms_eps, q_gain = run_settings
     script = importlib.import_module(name)
     env_id = f"{game}NoFrameskip-v4"
     states = screens(script, env_id)
     with script.make_env(env_id) as env:
         network = script.make_network(env, "orthogonal")
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--env-id", env_id, "--rms-eps", rms_eps, "--checkpoint-interval", "5"]
-        command = [sys.executable, str(ROOT / f"{name}.py"), *flags, "--log-dir", folder]
+        flags = ["--env-id", env_id, "--checkpoint-interval", "5"]
+        flags += ["--learning-rate", learning_rate, "--rms-alpha", rms_alpha, "--rms-eps", rms_eps]
+        text = (ROOT / f"{name}.py").read_text()
+        assert text.count(GAIN) == 1, f"{name}.py has changed: {GAIN!r} is not in it"
+        copy = Path(folder) / f"{name}.py"
+        copy.write_text(text.replace(GAIN, f"q.weight, gain={q_gain}"))
+        command = [sys.executable, str(copy), *flags, "--log-dir", folder]
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         step = seen = 0
         try:
@@ -104,7 +117,7 @@ def watch(name: str, game: str, rms_eps: str, writer) -> None:
                     step = int(checkpoint["steps"].sum())
                     network.load_state_dict(checkpoint["params"])
                     figures = [f"{figure:.4f}" for figure in measure(network, states)]
-                    writer.writerow((name, game, rms_eps, step, *figures))
+                    writer.writerow((*run_settings, step, *figures))
         finally:
             run.send_signal(signal.SIGINT)
             run.wait()
@@ -114,7 +127,7 @@ def main() -> None:
     done = set()
     if OUT.exists():
         lines = [line for line in OUT.read_text().splitlines() if not line.startswith("#")]
-        done = {(row["script"], row["game"], row["rms_eps"]) for row in csv.DictReader(lines)}
+        done = {tuple(row[name] for name in SETTINGS) for row in csv.DictReader(lines)}
     with OUT.open("a", newline="") as file:
         writer = csv.writer(file)
         if not done:
@@ -126,7 +139,7 @@ def main() -> None:
             writer.writerow(COLUMNS)
         for run in RUNS:
             if run not in done:
-                watch(*run, writer)
+                watch(run, writer)
                 file.flush()
 
 
