@@ -29,6 +29,7 @@ COLOURS = {
     "sarsa_async.py": "#66a61e",
 }
 RETURN = "charts/episodic_return", "mean episodic return"
+EXPLAINED = "losses/explained_variance", "explained variance"
 CHANGES = {  # runs of benchmark/studies/screening.py: label and colour
     "defaults": ("defaults", "#1b9e77"),
     "init_paper": ("the paper's weights", "#d95f02"),
@@ -131,6 +132,28 @@ FIGURES_TO_DRAW = [
         panels=[RETURN],
         end=2.5,
     ),
+    *(
+        Figure(
+            name=f"nstep_{game.lower()}",
+            title=f"nstep_q_async.py on {game}",
+            curves=[
+                Curve("defaults", default, "#1b9e77"),
+                Curve("η = 5e-5", f"nstep_settings/{game.lower()}_eta5e-5.csv", "#d95f02"),
+                Curve(
+                    "η = 5e-5, gain 1",
+                    f"nstep_settings/{game.lower()}_eta5e-5_gain1.csv",
+                    "#7570b3",
+                ),
+            ],
+            panels=panels,
+            end=1.0,
+            legend_below=True,
+        )
+        for game, default, panels in (
+            ("Breakout", "BreakoutNoFrameskip-v4__nstep_q_async__1/curve.csv", [RETURN, EXPLAINED]),
+            ("Pong", "nstep_settings/pong_eta1.75e-4.csv", [EXPLAINED]),
+        )
+    ),
     Figure(
         name="metrics_actor_critic",
         title="a2c.py on Breakout",
@@ -141,7 +164,7 @@ FIGURES_TO_DRAW = [
         panels=[
             RETURN,
             ("losses/entropy", "entropy"),
-            ("losses/explained_variance", "explained variance"),
+            EXPLAINED,
             ("losses/grad_norm", "norm of the gradient"),
         ],
         end=0.3,

@@ -31,3 +31,18 @@ def test_the_table_of_the_screening_is_that_of_its_files():
     assert len(rows) == 6
     for run, cells in rows:
         assert cells.split(" | ") == returns("Breakout", run) + returns("Pong", run)
+
+
+def test_the_table_of_dead_units_is_that_of_its_file():
+    lines = (ROOT / "benchmark" / "results" / "dead_units.csv").read_text().splitlines()
+    last = {}  # the last row of each run
+    for row in csv.DictReader(line for line in lines if not line.startswith("#")):
+        *settings, _, conv1, conv2, hidden, spread = row.values()
+        shares = [f"{100 * float(share):.0f} %" for share in (conv1, conv2, hidden)]
+        last[tuple(settings)] = [*shares, f"{float(spread):.2f}"]
+    expected = []
+    for (script, _, *settings), measured in last.items():
+        expected.append(f"| {' | '.join([f'{script}.py', *settings, *measured])} |")
+
+    text = (ROOT / "docs" / "learning.md").read_text()
+    assert re.findall(r"^\| \w+_async\.py \|.*", text, re.MULTILINE) == expected

@@ -13,6 +13,9 @@ these columns:
     spread                standard deviation of Q over the screens, mean of all actions
 
 A run that has rows in the file is not made again. Takes three minutes for each run on two cores.
+
+The trained networks of benchmark/results are measured in the same way, on screens of their game,
+for benchmark/results/trained_units.csv.
 """
 
 import csv
@@ -24,6 +27,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -34,9 +38,10 @@ sys.path += [str(ROOT), str(ROOT / "benchmark")]
 from curve import PACKAGES, machine, version
 from speed import output
 
-OUT = ROOT / "benchmark" / "results" / "dead_units.csv"
+RESULTS = ROOT / "benchmark" / "results"
+OUT = RESULTS / "dead_units.csv"
 SETTINGS = "script", "game", "learning_rate", "rms_alpha", "rms_eps", "q_gain"
-COLUMNS = *SETTINGS, "step", "conv1", "conv2", "hidden", "spread"
+MEASURED = "step", "conv1", "conv2", "hidden", "spread"
 STOP_AFTER = 150_000  # agent steps
 GAIN = "q.weight, gain=0.01"
 RUNS = [
@@ -69,14 +74,14 @@ def screens(script, env_id: str) -> torch.Tensor:
 
 @torch.inference_mode()
 def measure(network: nn.Module, states: torch.Tensor) -> list[float]:
-    """The shares of units that vary, and the spread of Q."""
+    """The shares of units that vary, and the spread of Q, or of π's logits."""
     outputs = []
     hooks = [
         module.register_forward_hook(lambda module, args, result: outputs.append(result))
         for module in network.modules()
         if isinstance(module, nn.ReLU)
     ]
-    q_values = network(states)  # (200, num_actions)
+    result = network(states)
     for hook in hooks:
         hook.remove()
 
@@ -84,17 +89,37 @@ def measure(network: nn.Module, states: torch.Tensor) -> list[float]:
     for of_layer in outputs:
         deviations = of_layer.std(0).flatten(1) if of_layer.ndim == 4 else of_layer.std(0)[:, None]
         shares.append((deviations.amax(1) > 1e-3).float().mean().item())
-    return [*shares, q_values.std(0).mean().item()]
+    per_action = result[0] if isinstance(result, tuple) else result  # (200, num_actions)
+    return [*shares, per_action.std(0).mean().item()]
+
+
+def network_and_screens(name: str, env_id: str) -> tuple[nn.Module, torch.Tensor]:
+    script = importlib.import_module(name)
+    with script.make_env(env_id) as env:
+        network = script.make_network(env, "orthogonal")
+    return network, screens(script, env_id)
+
+
+def measure_trained() -> None:
+    """Writes a row for each trained network on Atari."""
+    with (RESULTS / "trained_units.csv").open("w", newline="") as file:
+        write_header(file)
+        writer = csv.writer(file)
+        writer.writerow(("script", "env_id", *MEASURED))
+        for path in sorted(RESULTS.glob("*NoFrameskip*/checkpoint.pt")):
+            checkpoint = torch.load(path, weights_only=True)
+            name, env_id = checkpoint["script"], checkpoint["args"]["env_id"]
+            network, states = network_and_screens(name, env_id)
+            network.load_state_dict(checkpoint["params"])
+            figures = [f"{figure:.4f}" for figure in measure(network, states)]
+            writer.writerow((name, env_id, int(checkpoint["steps"].sum()), *figures))
 
 
 def watch(run_settings: tuple[str, ...], writer) -> None:
     """Makes one run, and writes a row for each of its checkpoints."""
     name, game, learning_rate, rms_alpha, rms_eps, q_gain = run_settings
-    script = importlib.import_module(name)
     env_id = f"{game}NoFrameskip-v4"
-    states = screens(script, env_id)
-    with script.make_env(env_id) as env:
-        network = script.make_network(env, "orthogonal")
+    network, states = network_and_screens(name, env_id)
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--env-id", env_id, "--checkpoint-interval", "5"]
         flags += ["--learning-rate", learning_rate, "--rms-alpha", rms_alpha, "--rms-eps", rms_eps]
@@ -123,7 +148,16 @@ def watch(run_settings: tuple[str, ...], writer) -> None:
             run.wait()
 
 
+def write_header(file: TextIO) -> None:
+    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    print(f"# machine: {machine()}", file=file)
+    print(f"# versions: python {platform.python_version()}, {packages}", file=file)
+    print(f"# commit: {output('git', 'rev-parse', 'HEAD')}", file=file)
+    print("# command: python benchmark/studies/dead_units.py", file=file)
+
+
 def main() -> None:
+    measure_trained()
     done = set()
     if OUT.exists():
         lines = [line for line in OUT.read_text().splitlines() if not line.startswith("#")]
@@ -131,12 +165,8 @@ def main() -> None:
     with OUT.open("a", newline="") as file:
         writer = csv.writer(file)
         if not done:
-            packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-            print(f"# machine: {machine()}", file=file)
-            print(f"# versions: python {platform.python_version()}, {packages}", file=file)
-            print(f"# commit: {output('git', 'rev-parse', 'HEAD')}", file=file)
-            print("# command: python benchmark/studies/dead_units.py", file=file)
-            writer.writerow(COLUMNS)
+            write_header(file)
+            writer.writerow((*SETTINGS, *MEASURED))
         for run in RUNS:
             if run not in done:
                 watch(run, writer)
