@@ -7,10 +7,10 @@ screens of random play which share of each layer's units varies: a unit is an ou
 convolution, or one of the hidden layer's outputs. Writes benchmark/results/dead_units.csv, with
 these columns:
 
-    q_gain                of the initial weights of Q, which a copy of the script has
+    q_gain                of the initial weights of Q; empty where there is no Q
     step                  agent steps of all workers
     conv1, conv2, hidden  share of units whose output differs between the screens
-    spread                standard deviation of Q over the screens, mean of all actions
+    spread                standard deviation of Q (or π's logits) over the screens, mean of all actions
 
 A run that has rows in the file is not made again. Takes three minutes for each run on two cores.
 
@@ -54,6 +54,8 @@ RUNS = [
     ("nstep_q_async", "Pong", "1.75e-4", "0.9994", "1e-3", "0.01"),
     ("onestep_q_async", "Pong", "1.75e-4", "0.9994", "6e-7", "0.01"),
     ("onestep_q_async", "Pong", "5e-5", "0.9994", "6e-7", "1.0"),
+    ("a3c", "Pong", "1.75e-4", "0.9994", "6e-7", ""),
+    ("a2c", "Pong", "7e-4", "0.99", "1e-5", ""),
 ]
 
 
@@ -124,9 +126,11 @@ def watch(run_settings: tuple[str, ...], writer) -> None:
         flags = ["--env-id", env_id, "--checkpoint-interval", "5"]
         flags += ["--learning-rate", learning_rate, "--rms-alpha", rms_alpha, "--rms-eps", rms_eps]
         text = (ROOT / f"{name}.py").read_text()
-        assert text.count(GAIN) == 1, f"{name}.py has changed: {GAIN!r} is not in it"
+        if q_gain:
+            assert text.count(GAIN) == 1, f"{name}.py has changed: {GAIN!r} is not in it"
+            text = text.replace(GAIN, f"q.weight, gain={q_gain}")
         copy = Path(folder) / f"{name}.py"
-        copy.write_text(text.replace(GAIN, f"q.weight, gain={q_gain}"))
+        copy.write_text(text)
         command = [sys.executable, str(copy), *flags, "--log-dir", folder]
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         step = seen = 0
