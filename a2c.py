@@ -1017,9 +1017,11 @@ def main(args: Args) -> list[float] | None:
             for process in envs.workers.processes:
                 process.kill()
             saved = save_checkpoint(shared, args, run_dir)
+            complete = saved and not lost and not signals.signum
+            if not complete:
+                warn(f"to continue: python {SCRIPT.name} --resume {run_dir}")
 
-    if signals.signum or lost or not saved:
-        warn(f"to continue: python {SCRIPT.name} --resume {run_dir}")
+    if not complete:
         sys.exit(128 + signals.signum if signals.signum else 1)
     return None
 

@@ -862,6 +862,7 @@ def main(args: Args) -> list[float] | None:
             bad_input(f"--capture-video: {error}")
 
     shared, run_dir = start_run(args, network)
+    lost = True
     with StopSignals(shared.stop) as signals:
         workers, receivers = start_workers(args, shared)
         try:
@@ -872,9 +873,11 @@ def main(args: Args) -> list[float] | None:
             for process in workers.processes:
                 process.kill()
             saved = save_checkpoint(shared, args, run_dir)
+            complete = saved and not lost and not signals.signum
+            if not complete:
+                warn(f"to continue: python {SCRIPT.name} --resume {run_dir}")
 
-    if signals.signum or lost or not saved:
-        warn(f"to continue: python {SCRIPT.name} --resume {run_dir}")
+    if not complete:
         sys.exit(128 + signals.signum if signals.signum else 1)
     return None
 

@@ -228,11 +228,13 @@ def test_numbers_that_are_none_end_the_run_before_they_spread(script, tmp_path, 
     if script.__name__ == "a2c" and kind == "SeenNaN":  # it draws its actions in main
         with pytest.raises(ValueError, match=told):
             train(script, tmp_path, **flags)
+        err = capsys.readouterr().err
     else:
         train(script, tmp_path, code=1, **flags)
         err = capsys.readouterr().err
-        assert re.search(told, err) and "to continue: " in err
+        assert re.search(told, err)
     (run_dir,) = tmp_path.iterdir()
+    assert f"to continue: python {script.SCRIPT.name} --resume {run_dir}" in err
     assert_usable(run_dir)
 
 
