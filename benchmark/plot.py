@@ -145,13 +145,12 @@ FIGURES_TO_DRAW = [
                     "#7570b3",
                 ),
             ],
-            panels=panels,
-            end=1.0,
+            panels=[RETURN, EXPLAINED],
             legend_below=True,
         )
-        for game, default, panels in (
-            ("Breakout", "BreakoutNoFrameskip-v4__nstep_q_async__1/curve.csv", [RETURN, EXPLAINED]),
-            ("Pong", "nstep_settings/pong_eta1.75e-4.csv", [EXPLAINED]),
+        for game, default in (
+            ("Breakout", "BreakoutNoFrameskip-v4__nstep_q_async__1/curve.csv"),
+            ("Pong", "nstep_settings/pong_eta1.75e-4.csv"),
         )
     ),
     Figure(
