@@ -243,7 +243,7 @@ def test_command(command, checkout, small_run):
     for folder in ["benchmark/results"] if copies else ["benchmark/results", "runs"]:
         shutil.copytree(small_run(script), checkout / folder / NAME.format(script=script))
     for line in [*copies, *needed, command]:
-        for network in ROOT.glob("benchmark/results/*/checkpoint.pt"):
+        for network in ROOT.glob("benchmark/results/**/checkpoint.pt"):
             if network.parent.name in line:
                 shutil.copy(network, checkout / network.parent.relative_to(ROOT))
         words, steps = shlex.split(filled(line, script)), 0
