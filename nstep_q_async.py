@@ -22,9 +22,8 @@ Every worker is a process with its own environment. It repeats, without waiting 
 Explained, with its results, in docs/algorithms/nstep_q_async.md.
 
 Where this file departs from the paper:
-- Orthogonal initial weights, a small η, a small ε in RMSProp, and a g that starts at 1 and is a
-  mean over more updates, as in a3c.py. The authors' settings, but for g's start: --init paper
-  --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99.
+- Orthogonal initial weights, a small η, a small ε in RMSProp, and a g that starts at 1, as in
+  a3c.py. The authors' settings, but for g's start: --init paper --learning-rate 7e-4 --rms-eps 0.1.
 - One batched pass over a segment gives the gradient that Algorithm S2 accumulates step by step. It
   is the same gradient, because θ' does not change within a segment.
 - The squared error is halved, as in DQN, and so is its gradient.
@@ -95,7 +94,7 @@ class Args:
 
     # Optimizer
     learning_rate: float = 0.0  # initial η, decays to zero; 0 means 1.75e-4 for images, else 0.01
-    rms_alpha: float = 0.0  # decay of RMSProp's mean square g (α); 0: 0.9994 for images, else 0.99
+    rms_alpha: float = 0.99  # decay of RMSProp's mean square g, per update (α)
     rms_eps: float = 0.0  # added under RMSProp's root (ε); 0: 6e-7 for images, else 0.1
     max_grad_norm: float = 40.0  # larger gradients are scaled down to this global norm
 
@@ -113,7 +112,6 @@ def choose_defaults(args: Args, images: bool) -> Args:
         args,
         total_timesteps=args.total_timesteps or (10_000_000 if images else 300_000),
         learning_rate=args.learning_rate or (1.75e-4 if images else 0.01),
-        rms_alpha=args.rms_alpha or (0.9994 if images else 0.99),
         rms_eps=args.rms_eps or (6e-7 if images else 0.1),
         exploration_steps=args.exploration_steps or (1_000_000 if images else 25_000),
         target_interval=args.target_interval or (10_000 if images else 250),

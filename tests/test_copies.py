@@ -30,7 +30,7 @@ DIFFERENT = {
     "evaluate": BUT_A2C,
     "BOUNDS": BY_OUTPUTS,
     "validate_args": BUT_A2C,
-    "choose_defaults": BY_METHOD,
+    "choose_defaults": [ONE_STEP, {"nstep_q_async"}, {"a3c"}, {"a2c"}],
     "start_workers": BUT_A2C,
     "main": BUT_A2C,
 }

@@ -127,7 +127,7 @@ def test_what_0_stands_for(script):
     names = ["total_timesteps", "learning_rate", "rms_eps"]
     if script.__name__ in VALUE_METHODS:
         names += ["exploration_steps", "target_interval"]
-    if script.__name__ != "a2c":
+    if script.__name__ not in ("nstep_q_async", "a2c"):
         names += ["rms_alpha"]
     chosen = [
         script.validate_args(script.Args(env_id=env_id))[0]
