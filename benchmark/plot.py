@@ -90,6 +90,7 @@ FIGURES_TO_DRAW = [
             panels=[RETURN],
             level=published(game),
             level_label="RL Zoo's A2C at 10M",
+            legend_below=game == "Pong",
         )
         for game in ("Breakout", "Pong")
     ),
@@ -137,10 +138,14 @@ FIGURES_TO_DRAW = [
             name=f"nstep_{game.lower()}",
             title=f"nstep_q_async.py on {game}",
             curves=[
-                Curve("defaults", default, "#1b9e77"),
-                Curve("η = 5e-5", f"nstep_settings/{game.lower()}_eta5e-5.csv", "#d95f02"),
                 Curve(
-                    "η = 5e-5, gain 1",
+                    "defaults (α = 0.99)",
+                    f"{game}NoFrameskip-v4__nstep_q_async__1/curve.csv",
+                    "#1b9e77",
+                ),
+                Curve("α = 0.9994", f"nstep_settings/{game.lower()}_alpha0.9994.csv", "#d95f02"),
+                Curve(
+                    "α = 0.9994, η = 5e-5, gain 1",
                     f"nstep_settings/{game.lower()}_eta5e-5_gain1.csv",
                     "#7570b3",
                 ),
@@ -148,10 +153,7 @@ FIGURES_TO_DRAW = [
             panels=[RETURN, EXPLAINED],
             legend_below=True,
         )
-        for game, default in (
-            ("Breakout", "BreakoutNoFrameskip-v4__nstep_q_async__1/curve.csv"),
-            ("Pong", "nstep_settings/pong_eta1.75e-4.csv"),
-        )
+        for game in ("Breakout", "Pong")
     ),
     Figure(
         name="metrics_actor_critic",
@@ -227,10 +229,10 @@ def draw(figure: Figure) -> None:
             spine.set_color(GREY)
     canvas.suptitle(figure.title, color=GREY, fontsize=12)
     top = 1 if figure.level is None else 0.92  # clear of the level's line
-    style = {"frameon": False, "labelcolor": GREY, "fontsize": 9}
+    style = {"frameon": False, "labelcolor": GREY, "fontsize": 9, "columnspacing": 1}
     if figure.legend_below:
         lines, labels = grid.flat[0].get_legend_handles_labels()
-        canvas.legend(lines, labels, loc="outside lower center", ncols=3, **style)
+        canvas.legend(lines, labels, loc="outside lower center", ncols=3, handlelength=1.5, **style)
     else:
         grid.flat[0].legend(loc="upper left", bbox_to_anchor=(0, top), **style)
     FIGURES.mkdir(exist_ok=True, parents=True)
