@@ -46,18 +46,18 @@ STOP_AFTER = 150_000  # agent steps
 GAIN = "q.weight, gain=0.01"
 RUNS = [
     ("nstep_q_async", "Pong", "1.75e-4", "0.9994", "6e-7", "0.01"),
-    ("nstep_q_async", "Pong", "1.75e-4", "0.99", "6e-7", "0.01"),
-    ("nstep_q_async", "Pong", "1.75e-4", "0.998", "6e-7", "0.01"),
     ("nstep_q_async", "Pong", "5e-5", "0.9994", "6e-7", "0.01"),
     ("nstep_q_async", "Pong", "5e-5", "0.9994", "6e-7", "1.0"),
     ("nstep_q_async", "Pong", "1.75e-4", "0.9994", "6e-7", "1.0"),
     ("onestep_q_async", "Pong", "1.75e-4", "0.9994", "6e-7", "0.01"),
-    ("onestep_q_async", "Pong", "1.75e-4", "0.99", "6e-7", "0.01"),
-    ("sarsa_async", "Pong", "1.75e-4", "0.9994", "6e-7", "0.01"),
-    ("sarsa_async", "Pong", "1.75e-4", "0.99", "6e-7", "0.01"),
     ("onestep_q_async", "Pong", "5e-5", "0.9994", "6e-7", "1.0"),
     ("a3c", "Pong", "1.75e-4", "0.9994", "6e-7", ""),
     ("nstep_q_async", "Pong", "1.75e-4", "0.9994", "1e-3", "0.01"),
+    ("nstep_q_async", "Pong", "1.75e-4", "0.99", "6e-7", "0.01"),
+    ("nstep_q_async", "Pong", "1.75e-4", "0.998", "6e-7", "0.01"),
+    ("onestep_q_async", "Pong", "1.75e-4", "0.99", "6e-7", "0.01"),
+    ("sarsa_async", "Pong", "1.75e-4", "0.9994", "6e-7", "0.01"),
+    ("sarsa_async", "Pong", "1.75e-4", "0.99", "6e-7", "0.01"),
 ]
 
 
