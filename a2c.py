@@ -24,7 +24,7 @@ Explained, with its results, in docs/algorithms/a2c.md.
 
 The environments are dealt over processes, at most one per core. On one machine, with the same
 number of cores and --device cpu, a run repeats bit for bit. With one environment it computes what
-a3c.py computes with one worker, given the same flags.
+a3c.py computes with one worker, given the same η, α and ε, whose defaults differ.
 
 Where this file departs from A3C's published settings:
 - Orthogonal initial weights, a small ε, and g starting at 1 learn Atari several times faster. The
@@ -45,6 +45,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections import deque
@@ -73,6 +74,7 @@ from tqdm import tqdm
 SCRIPT = Path(__file__)  # checkpoints hold its name: a renamed copy refuses the original's
 torch.set_num_threads(1)  # until the processes are forked: a thread pool would not survive
 cv2.setNumThreads(0)
+tqdm.set_lock(threading.RLock())  # its own lock would fix multiprocessing's start method
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
 # NumPy before 2.4 warns that they are flushed.
 warnings.filterwarnings("ignore", "The value of the smallest subnormal")
@@ -749,7 +751,7 @@ class Recorder:
 
 
 class StopSignals:
-    """While entered, Ctrl-C, SIGTERM and SIGHUP ask the workers to stop; a second Ctrl-C exits.
+    """While entered, Ctrl-C, SIGTERM and SIGHUP ask the run to stop; a second Ctrl-C exits.
 
     `signum` is the signal that came first, or 0.
     """
@@ -785,8 +787,8 @@ class StopSignals:
 def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
     """Replaces checkpoint.pt atomically, and keeps the one before it as checkpoint.prev.pt.
 
-    Returns False if it cannot be written. Workers go on with their updates during the milliseconds
-    that the copy of θ, g and the counters takes.
+    Returns False if it cannot be written. Asynchronous workers go on with their updates during the
+    milliseconds that the copy of θ, g and the counters takes.
     """
     file, part = run_dir / "checkpoint.pt", run_dir / "checkpoint.part"
     state = shared.state()
@@ -799,7 +801,7 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
             shutil.copyfile(file, run_dir / "checkpoint.prev.pt")
         os.replace(part, file)
     except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
-        warn(f"{SCRIPT.name}: cannot write {part} (disk full?): {error}")
+        warn(f"{SCRIPT.name}: cannot write {file} (disk full, or in use?): {error}")
         return False
     return True
 
@@ -864,7 +866,7 @@ def bad_input(message: str) -> NoReturn:
 
 
 BOUNDS = {  # the smallest and the largest value of each number among the arguments
-    "num_workers": (1, 60 if sys.platform == "win32" else 10_000),  # Windows waits for 63 handles
+    "num_workers": (1, 10_000),
     "total_timesteps": (0, 10**15),
     "seed": (0, 2**32 - 1),
     "num_steps": (1, 10**6),
@@ -886,6 +888,8 @@ def validate_args(args: Args) -> tuple[Args, Network]:
         value = getattr(args, name)
         if not low <= value <= high:
             bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
+    if args.init not in ("orthogonal", "paper"):
+        bad_input(f"--init must be orthogonal or paper, not {args.init}")
     if args.resume and args.evaluate:
         bad_input("--resume and --evaluate exclude each other: leave one out")
     if args.capture_video and not args.evaluate:
@@ -896,9 +900,9 @@ def validate_args(args: Args) -> tuple[Args, Network]:
     if args.device == "cuda" and not args.evaluate and not torch.cuda.is_available():
         bad_input("--device cuda: PyTorch finds no GPU; use cpu")
 
-    # NumPy's numbers would make checkpoints that torch.load refuses.
-    numbers = {name: type(getattr(Args, name))(getattr(args, name)) for name in BOUNDS}
-    args = replace(args, **numbers)
+    # NumPy's types would make checkpoints that torch.load refuses.
+    values = {name: type(default)(getattr(args, name)) for name, default in asdict(Args()).items()}
+    args = replace(args, **values)
 
     torch.manual_seed(args.seed)
     random.seed(args.seed)
@@ -945,7 +949,9 @@ def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
     """Starts the processes that step the environments: at most one per core."""
     method = mp.get_start_method(allow_none=True)
     if method is None:
-        method = "fork" if sys.platform == "linux" and args.device == "cpu" else "spawn"
+        method = "fork" if sys.platform == "linux" else "spawn"
+    if method == "fork" and args.device == "cuda":
+        method = "spawn"  # CUDA does not survive a fork
     num_processes = min(args.num_workers, num_cores())
     pipes = [mp.get_context(method).Pipe() for _ in range(num_processes)]
     coordinator_ends, worker_ends = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]

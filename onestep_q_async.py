@@ -46,6 +46,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections import deque
@@ -70,6 +71,7 @@ from tqdm import tqdm
 SCRIPT = Path(__file__)  # checkpoints hold its name: a renamed copy refuses the original's
 torch.set_num_threads(1)  # one core per process; a thread pool would not survive a fork
 cv2.setNumThreads(0)
+tqdm.set_lock(threading.RLock())  # its own lock would fix multiprocessing's start method
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
 # NumPy before 2.4 warns that they are flushed.
 warnings.filterwarnings("ignore", "The value of the smallest subnormal")
@@ -592,7 +594,7 @@ class Recorder:
 
 
 class StopSignals:
-    """While entered, Ctrl-C, SIGTERM and SIGHUP ask the workers to stop; a second Ctrl-C exits.
+    """While entered, Ctrl-C, SIGTERM and SIGHUP ask the run to stop; a second Ctrl-C exits.
 
     `signum` is the signal that came first, or 0.
     """
@@ -628,8 +630,8 @@ class StopSignals:
 def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
     """Replaces checkpoint.pt atomically, and keeps the one before it as checkpoint.prev.pt.
 
-    Returns False if it cannot be written. Workers go on with their updates during the milliseconds
-    that the copy of θ, g and the counters takes.
+    Returns False if it cannot be written. Asynchronous workers go on with their updates during the
+    milliseconds that the copy of θ, g and the counters takes.
     """
     file, part = run_dir / "checkpoint.pt", run_dir / "checkpoint.part"
     state = shared.state()
@@ -642,7 +644,7 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
             shutil.copyfile(file, run_dir / "checkpoint.prev.pt")
         os.replace(part, file)
     except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
-        warn(f"{SCRIPT.name}: cannot write {part} (disk full?): {error}")
+        warn(f"{SCRIPT.name}: cannot write {file} (disk full, or in use?): {error}")
         return False
     return True
 
@@ -728,14 +730,16 @@ def validate_args(args: Args) -> tuple[Args, Network]:
         value = getattr(args, name)
         if not low <= value <= high:
             bad_input(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
+    if args.init not in ("orthogonal", "paper"):
+        bad_input(f"--init must be orthogonal or paper, not {args.init}")
     if args.resume and args.evaluate:
         bad_input("--resume and --evaluate exclude each other: leave one out")
     if args.capture_video and not args.evaluate:
         bad_input("--capture-video needs --evaluate: train first, then record")
 
-    # NumPy's numbers would make checkpoints that torch.load refuses.
-    numbers = {name: type(getattr(Args, name))(getattr(args, name)) for name in BOUNDS}
-    args = replace(args, **numbers)
+    # NumPy's types would make checkpoints that torch.load refuses.
+    values = {name: type(default)(getattr(args, name)) for name, default in asdict(Args()).items()}
+    args = replace(args, **values)
 
     torch.manual_seed(args.seed)
     random.seed(args.seed)

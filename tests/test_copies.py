@@ -28,7 +28,7 @@ DIFFERENT = {
     "Shared": BY_METHOD,
     "worker": EACH,
     "evaluate": BUT_A2C,
-    "BOUNDS": BY_OUTPUTS,
+    "BOUNDS": BY_METHOD,
     "validate_args": BUT_A2C,
     "choose_defaults": [ONE_STEP, {"nstep_q_async"}, {"a3c"}, {"a2c"}],
     "start_workers": BUT_A2C,

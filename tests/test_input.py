@@ -44,6 +44,7 @@ def refuses(script, capsys, monkeypatch, **flags) -> str:
         ({"learning_rate": math.nan}, "--learning-rate"),
         ({"learning_rate": math.inf}, "--learning-rate"),
         ({"rms_eps": -1.0}, "--rms-eps"),
+        ({"init": "xavier"}, "--init must be orthogonal or paper, not xavier"),
         ({"capture_video": True}, "--capture-video needs --evaluate"),
         ({"resume": "here", "evaluate": "there"}, "--resume and --evaluate exclude each other"),
         ({"checkpoint_interval": -1.0}, "--checkpoint-interval"),
@@ -147,10 +148,11 @@ def test_a_whole_number_will_do_for_a_fraction(script, tmp_path):
 
 
 @OF_ONE
-def test_numpys_numbers_will_do(script, tmp_path):
+def test_numpys_types_will_do(script, tmp_path):
     numbers = {"total_timesteps": np.int64(10), "learning_rate": np.float32(1e-3)}
-    run_dir = train(script, tmp_path, **numbers)
-    assert script.load_checkpoint(str(run_dir))[0]["args"].total_timesteps == 10
+    run_dir = train(script, tmp_path, env_id=np.str_("CartPole-v1"), **numbers)
+    args = script.load_checkpoint(str(run_dir))[0]["args"]
+    assert (args.env_id, args.total_timesteps) == ("CartPole-v1", 10)
 
 
 @OF_ONE

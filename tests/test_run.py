@@ -487,6 +487,18 @@ def test_main_from_python(script, tmp_path):
     assert sum(value for _, value in scalars(run_dir, "charts/episodic_length")) <= 2000 + 2 * 5
 
 
+def test_a_run_leaves_the_start_method_open(tmp_path):
+    # Of a program that calls main twice: the second run must start its workers as the first did.
+    program = f"""
+import multiprocessing, a3c
+a3c.main(a3c.Args("CartPole-v1", total_timesteps=100, num_workers=2, log_dir={str(tmp_path)!r}))
+print(multiprocessing.get_start_method(allow_none=True))
+"""
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.stdout.splitlines()[-1:] == ["None"], run.stderr
+
+
 @pytest.mark.parametrize("script", ["onestep_q_async", "sarsa_async", "a2c"], indirect=True)
 def test_a_file_alone_runs(script, tmp_path):
     command = [sys.executable, shutil.copy(script.__file__, tmp_path), "--env-id", "CartPole-v1"]
