@@ -22,14 +22,15 @@ acts for all environments in one batch, and learns from all their segments at on
 
 Explained, with its results, in docs/algorithms/a2c.md.
 
-The environments are dealt over processes, at most one per core. On one machine, with the same
+The environments are shared out among processes, at most one per core. On one machine, with the same
 number of cores and --device cpu, a run repeats bit for bit. With one environment it computes what
 a3c.py computes with one worker, given the same η, α and ε, whose defaults differ.
 
 Where this file departs from A3C's published settings:
-- Orthogonal initial weights, a small ε, and g starting at 1 learn Atari several times faster. The
-  authors' settings, but for g's start: --init paper --learning-rate 7e-4 --rms-eps 0.1.
-- The value gradient is c(R - V)∇V with c = 0.5, as in most reproductions.
+- With orthogonal initial weights, a small ε, and a g that starts at 1, Atari is learned several
+  times faster. The authors' settings, except for g's start, are --init paper --learning-rate 7e-4
+  --rms-eps 0.1.
+- The value loss is c ½(R - V)² with c = 0.5, as in most reproductions.
 - A time limit bootstraps from V of the last observation. A lost life in Atari ends the segment with
   R = 0, but the game goes on.
 """
@@ -71,10 +72,10 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT = Path(__file__)  # checkpoints hold its name: a renamed copy refuses the original's
+SCRIPT = Path(__file__)  # checkpoints hold its name, and other scripts' are refused
 torch.set_num_threads(1)  # until the processes are forked: a thread pool would not survive
 cv2.setNumThreads(0)
-tqdm.set_lock(threading.RLock())  # its own lock would fix multiprocessing's start method
+tqdm.set_lock(threading.RLock())  # tqdm's would choose a start method
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
 # NumPy before 2.4 warns that they are flushed.
 warnings.filterwarnings("ignore", "The value of the smallest subnormal")
@@ -87,7 +88,7 @@ warnings.filterwarnings("ignore", "The value of the smallest subnormal")
 class Args:
     # Run
     env_id: str = "BreakoutNoFrameskip-v4"  # any Gymnasium id; module:Name-v0 for your own
-    num_workers: int = 16  # number of environments in the batch
+    num_workers: int = 16  # number of environments, shared out among worker processes
     total_timesteps: int = 0  # agent steps of all workers (T_max); 0: 10M for images, else 300,000
     seed: int = 1  # seeds everything; on one machine's CPU a run repeats bit for bit
     device: str = "cpu"  # where the network is trained: cpu or cuda; --evaluate uses the cpu
@@ -222,12 +223,13 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
         raise UnsupportedEnvironment("it renders no images: leave out --capture-video")
 
     if isinstance(env.unwrapped, ale_py.AtariEnv):
+        # An id that does not show that it is Atari was made without the kwargs above.
         if space.shape != env.unwrapped.ale.getScreenDims() or env.unwrapped._frameskip != 1:
             raise UnsupportedEnvironment(
                 "an Atari id needs its version, as in ALE/Pong-v5; "
                 'an id of your own needs frameskip=1 and obs_type="grayscale"'
             )
-        env = gym.wrappers.RecordEpisodeStatistics(Atari(env))
+        env = gym.wrappers.RecordEpisodeStatistics(Atari(env))  # of unclipped rewards
         return gym.wrappers.TransformReward(env, lambda reward: float(np.sign(float(reward))))
 
     if is_image(space) and space.shape != (84, 84, 4):
@@ -263,7 +265,7 @@ class ImageNetwork(nn.Module):
         if obs.dtype == torch.uint8:
             x = x / 255
         x = self.convs(x)  # (B, 32, 9, 9)
-        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256), flattened channels last
+        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256); channels last: no copy
         return self.policy(x), self.value(x).squeeze(1)  # (B, num_actions), (B,)
 
 
@@ -306,7 +308,7 @@ def make_network(env: gym.Env, init: str) -> Network:
                 nn.init.orthogonal_(param, gain=2**0.5)
         nn.init.orthogonal_(network.policy.weight, gain=0.01)
         nn.init.orthogonal_(network.value.weight, gain=1.0)
-    # Convolutions with channels last, like the observations, save a copy in each pass.
+    # Channels last, as in the observations, so that convolutions need not copy their input.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -354,7 +356,7 @@ class Shared:
         )
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Restores all but θ, which the network has brought along.
+        """Restores all but θ, which __init__ has copied from the loaded network.
 
         Worker 0 takes over the sums of the counters, as the number of workers may differ.
         """
@@ -389,16 +391,16 @@ def actor_critic_loss(
     ent_coef: float,
     vf_coef: float,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²], and its terms.
+    """Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²], and statistics.
 
     logits: (t, num_actions); values, actions and returns: (t,). The policy's term takes the
-    advantages R - V as constants. The terms are means per step.
+    advantages R - V as constants. The loss is a sum, the statistics are means per step.
     """
     logprobs = logits.log_softmax(1)  # (t, num_actions)
-    chosen = logprobs.gather(1, actions[:, None]).squeeze(1)  # log π(a_i|s_i), (t,)
+    action_logprobs = logprobs.gather(1, actions[:, None]).squeeze(1)  # log π(a_i|s_i), (t,)
     advantages = returns - values  # (t,)
 
-    policy_loss = -(chosen * advantages.detach()).sum()
+    policy_loss = -(action_logprobs * advantages.detach()).sum()
     value_loss = 0.5 * advantages.square().sum()
     entropy = -(logprobs.exp() * logprobs).sum()
     loss = policy_loss - ent_coef * entropy + vf_coef * value_loss
@@ -458,7 +460,7 @@ def worker(
     envs = {rank: make_env(args.env_id) for rank in ranks}
     for rank, env in envs.items():
         obs[rank], _ = env.reset(seed=seeds[rank])
-    pipe.send([])
+    pipe.send([])  # ready: the first observations are in place
 
     while pipe.recv():
         episodes = []
@@ -544,7 +546,7 @@ class Environments:
             self.workers.join(timeout=5)
         except Exception as error:
             return str(error)
-        return "an environment has ended its worker"
+        return "a worker has exited: does its environment call exit()?"
 
 
 @dataclass
@@ -597,7 +599,7 @@ def coordinator(
     """Acts in all environments and learns from all segments at once, until T_max or a signal."""
     random.seed(seed)
     log = WorkerLog(recorder.log)
-    envs.receive()
+    envs.receive()  # waits for the first observations
 
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
         # Reset the environments whose episode has ended
@@ -883,7 +885,7 @@ BOUNDS = {  # the smallest and the largest value of each number among the argume
 
 
 def validate_args(args: Args) -> tuple[Args, Network]:
-    """Checks the arguments; returns them with defaults filled in, and the initial network."""
+    """Checks and completes the arguments, seeds the generators, and makes the initial network."""
     for name, (low, high) in BOUNDS.items():
         value = getattr(args, name)
         if not low <= value <= high:

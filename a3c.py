@@ -21,13 +21,13 @@ Every worker is a process with its own environment. It repeats, without waiting 
 Explained, with its results, in docs/algorithms/a3c.md.
 
 Where this file departs from the paper:
-- Orthogonal initial weights, a small ε with a small η, and a g that starts at 1 and is a mean over
-  more updates learn Atari several times faster. The authors' settings, but for g's start: --init
-  paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99.
+- With orthogonal initial weights, a small ε, a small η, and a g that starts at 1 and is a mean over
+  more updates, Atari is learned several times faster. The authors' settings, except for g's start,
+  are --init paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99.
 - One batched pass over a segment gives the gradient that Algorithm S3 accumulates step by step. It
   is the same gradient, because θ' does not change within a segment.
 - The entropy bonus is from section 4; Algorithm S3 leaves it out.
-- The value gradient is c(R - V)∇V with c = 0.5, as in most reproductions; S3's would be c = 2.
+- The value loss is c ½(R - V)² with c = 0.5, as in most reproductions; S3's (R - V)² is c = 2.
 - A time limit bootstraps from V of the last observation. A lost life in Atari ends the segment with
   R = 0, but the game goes on.
 """
@@ -65,10 +65,10 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT = Path(__file__)  # checkpoints hold its name: a renamed copy refuses the original's
+SCRIPT = Path(__file__)  # checkpoints hold its name, and other scripts' are refused
 torch.set_num_threads(1)  # one core per process; a thread pool would not survive a fork
 cv2.setNumThreads(0)
-tqdm.set_lock(threading.RLock())  # its own lock would fix multiprocessing's start method
+tqdm.set_lock(threading.RLock())  # tqdm's would choose a start method
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
 # NumPy before 2.4 warns that they are flushed.
 warnings.filterwarnings("ignore", "The value of the smallest subnormal")
@@ -216,12 +216,13 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
         raise UnsupportedEnvironment("it renders no images: leave out --capture-video")
 
     if isinstance(env.unwrapped, ale_py.AtariEnv):
+        # An id that does not show that it is Atari was made without the kwargs above.
         if space.shape != env.unwrapped.ale.getScreenDims() or env.unwrapped._frameskip != 1:
             raise UnsupportedEnvironment(
                 "an Atari id needs its version, as in ALE/Pong-v5; "
                 'an id of your own needs frameskip=1 and obs_type="grayscale"'
             )
-        env = gym.wrappers.RecordEpisodeStatistics(Atari(env))
+        env = gym.wrappers.RecordEpisodeStatistics(Atari(env))  # of unclipped rewards
         return gym.wrappers.TransformReward(env, lambda reward: float(np.sign(float(reward))))
 
     if is_image(space) and space.shape != (84, 84, 4):
@@ -257,7 +258,7 @@ class ImageNetwork(nn.Module):
         if obs.dtype == torch.uint8:
             x = x / 255
         x = self.convs(x)  # (B, 32, 9, 9)
-        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256), flattened channels last
+        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256); channels last: no copy
         return self.policy(x), self.value(x).squeeze(1)  # (B, num_actions), (B,)
 
 
@@ -300,7 +301,7 @@ def make_network(env: gym.Env, init: str) -> Network:
                 nn.init.orthogonal_(param, gain=2**0.5)
         nn.init.orthogonal_(network.policy.weight, gain=0.01)
         nn.init.orthogonal_(network.value.weight, gain=1.0)
-    # Convolutions with channels last, like the observations, save a copy in each pass.
+    # Channels last, as in the observations, so that convolutions need not copy their input.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -349,7 +350,7 @@ class Shared:
         )
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Restores all but θ, which the network has brought along.
+        """Restores all but θ, which __init__ has copied from the loaded network.
 
         Worker 0 takes over the sums of the counters, as the number of workers may differ.
         """
@@ -384,16 +385,16 @@ def actor_critic_loss(
     ent_coef: float,
     vf_coef: float,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²], and its terms.
+    """Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²], and statistics.
 
     logits: (t, num_actions); values, actions and returns: (t,). The policy's term takes the
-    advantages R - V as constants. The terms are means per step.
+    advantages R - V as constants. The loss is a sum, the statistics are means per step.
     """
     logprobs = logits.log_softmax(1)  # (t, num_actions)
-    chosen = logprobs.gather(1, actions[:, None]).squeeze(1)  # log π(a_i|s_i), (t,)
+    action_logprobs = logprobs.gather(1, actions[:, None]).squeeze(1)  # log π(a_i|s_i), (t,)
     advantages = returns - values  # (t,)
 
-    policy_loss = -(chosen * advantages.detach()).sum()
+    policy_loss = -(action_logprobs * advantages.detach()).sum()
     value_loss = 0.5 * advantages.square().sum()
     entropy = -(logprobs.exp() * logprobs).sum()
     loss = policy_loss - ent_coef * entropy + vf_coef * value_loss
@@ -439,7 +440,7 @@ def worker(
         updates_before = int(shared.updates.sum())
 
         # Act: up to t_max steps with π(a|s; θ'), or until the episode ends
-        observations = [np.array(obs)]
+        observations = [np.array(obs)]  # copies: an environment may reuse its array
         actions: list[int] = []
         rewards: list[float] = []
         terminal = truncated = False
@@ -447,7 +448,7 @@ def worker(
             action = act(network, obs)
             obs, reward, terminated, truncated, info = env.step(action)
             terminal = terminated or info.get("life_lost", False)  # a life ends the segment only
-            observations.append(np.array(obs))  # a copy: an environment may reuse its array
+            observations.append(np.array(obs))
             actions.append(action)
             rewards.append(float(reward))
         t = len(actions)
@@ -463,8 +464,8 @@ def worker(
         grads = torch.autograd.grad(loss, list(network.parameters()))
         grads, grad_norm = clip_grads(grads, args.max_grad_norm)
 
-        # Update: θ and g of all workers, without a lock
-        policy_lag = int(shared.updates.sum()) - updates_before
+        # Update: the shared θ and g, without a lock
+        policy_lag = int(shared.updates.sum()) - updates_before  # updates by the others
         learning_rate = args.learning_rate * (1 - step / args.total_timesteps)
         shared.rmsprop_update(grads, learning_rate, args.rms_alpha, args.rms_eps)
         shared.updates[rank] += 1
@@ -717,7 +718,7 @@ BOUNDS = {  # the smallest and the largest value of each number among the argume
 
 
 def validate_args(args: Args) -> tuple[Args, Network]:
-    """Checks the arguments; returns them with defaults filled in, and the initial network."""
+    """Checks and completes the arguments, seeds the generators, and makes the initial network."""
     for name, (low, high) in BOUNDS.items():
         value = getattr(args, name)
         if not low <= value <= high:
@@ -814,7 +815,7 @@ def watch(
     while not all_ended:
         try:
             all_ended = workers.join(timeout=0.2)
-        except Exception as error:
+        except Exception as error:  # join has ended the other workers
             all_ended = worker_lost = True
             if not signals.signum:
                 warn(f"{SCRIPT.name}: a worker was lost: {error}")
@@ -833,7 +834,7 @@ def watch(
             patience = 10 if signals.signum else 60
             deadline = min(deadline, time.monotonic() + patience)
         if one_ended and not to_end:
-            warn(f"{SCRIPT.name}: an environment has ended its worker")
+            warn(f"{SCRIPT.name}: a worker has exited: does its environment call exit()?")
             return True
         if not all_ended and time.monotonic() > deadline:
             warn(f"{SCRIPT.name}: an environment hangs, and is given up")

@@ -23,7 +23,8 @@ Explained, with its results, in docs/algorithms/nstep_q_async.md.
 
 Where this file departs from the paper:
 - Orthogonal initial weights, a small η, a small ε in RMSProp, and a g that starts at 1, as in
-  a3c.py. The authors' settings, but for g's start: --init paper --learning-rate 7e-4 --rms-eps 0.1.
+  a3c.py. The authors' settings, except for g's start, are --init paper --learning-rate 7e-4
+  --rms-eps 0.1.
 - One batched pass over a segment gives the gradient that Algorithm S2 accumulates step by step. It
   is the same gradient, because θ' does not change within a segment.
 - The squared error is halved, as in DQN, and so is its gradient.
@@ -66,10 +67,10 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-SCRIPT = Path(__file__)  # checkpoints hold its name: a renamed copy refuses the original's
+SCRIPT = Path(__file__)  # checkpoints hold its name, and other scripts' are refused
 torch.set_num_threads(1)  # one core per process; a thread pool would not survive a fork
 cv2.setNumThreads(0)
-tqdm.set_lock(threading.RLock())  # its own lock would fix multiprocessing's start method
+tqdm.set_lock(threading.RLock())  # tqdm's would choose a start method
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
 # NumPy before 2.4 warns that they are flushed.
 warnings.filterwarnings("ignore", "The value of the smallest subnormal")
@@ -218,12 +219,13 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
         raise UnsupportedEnvironment("it renders no images: leave out --capture-video")
 
     if isinstance(env.unwrapped, ale_py.AtariEnv):
+        # An id that does not show that it is Atari was made without the kwargs above.
         if space.shape != env.unwrapped.ale.getScreenDims() or env.unwrapped._frameskip != 1:
             raise UnsupportedEnvironment(
                 "an Atari id needs its version, as in ALE/Pong-v5; "
                 'an id of your own needs frameskip=1 and obs_type="grayscale"'
             )
-        env = gym.wrappers.RecordEpisodeStatistics(Atari(env))
+        env = gym.wrappers.RecordEpisodeStatistics(Atari(env))  # of unclipped rewards
         return gym.wrappers.TransformReward(env, lambda reward: float(np.sign(float(reward))))
 
     if is_image(space) and space.shape != (84, 84, 4):
@@ -258,7 +260,7 @@ class ImageNetwork(nn.Module):
         if obs.dtype == torch.uint8:
             x = x / 255
         x = self.convs(x)  # (B, 32, 9, 9)
-        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256), flattened channels last
+        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256); channels last: no copy
         return self.q(x)  # (B, num_actions)
 
 
@@ -297,7 +299,7 @@ def make_network(env: gym.Env, init: str) -> Network:
             else:
                 nn.init.orthogonal_(param, gain=2**0.5)
         nn.init.orthogonal_(network.q.weight, gain=0.01)
-    # Convolutions with channels last, like the observations, save a copy in each pass.
+    # Channels last, as in the observations, so that convolutions need not copy their input.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -337,7 +339,7 @@ class Shared:
             param.addcmul_(grad, (g + eps).rsqrt_(), value=-lr)
 
     def refresh_target(self, step: int, params: dict[str, Tensor]) -> None:
-        """θ⁻ ← θ."""
+        """θ⁻ ← params: θ at this step, or the θ⁻ of a checkpoint."""
         for name, tensor in self.target.items():
             tensor.copy_(params[name])
         self.refreshed.fill_(step)
@@ -356,7 +358,7 @@ class Shared:
         )
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Restores all but θ, which the network has brought along.
+        """Restores all but θ, which __init__ has copied from the loaded network.
 
         Worker 0 takes over the sums of the counters, as the number of workers may differ.
         """
@@ -442,7 +444,7 @@ def worker(
 
         # Act: up to t_max ε-greedy steps by Q(s, ·; θ'), or until the episode ends
         epsilon = anneal_epsilon(step, final_epsilon, args.exploration_steps)
-        observations = [np.array(obs)]
+        observations = [np.array(obs)]  # copies: an environment may reuse its array
         actions: list[int] = []
         rewards: list[float] = []
         terminal = truncated = False
@@ -450,7 +452,7 @@ def worker(
             action = act(network, obs, epsilon)
             obs, reward, terminated, truncated, info = env.step(action)
             terminal = terminated or info.get("life_lost", False)  # a life ends the segment only
-            observations.append(np.array(obs))  # a copy: an environment may reuse its array
+            observations.append(np.array(obs))
             actions.append(action)
             rewards.append(float(reward))
         t = len(actions)
@@ -466,8 +468,8 @@ def worker(
         grads = torch.autograd.grad(loss, list(network.parameters()))
         grads, grad_norm = clip_grads(grads, args.max_grad_norm)
 
-        # Update: θ and g of all workers, without a lock
-        policy_lag = int(shared.updates.sum()) - updates_before
+        # Update: the shared θ and g, without a lock
+        policy_lag = int(shared.updates.sum()) - updates_before  # updates by the others
         learning_rate = args.learning_rate * (1 - step / args.total_timesteps)
         shared.rmsprop_update(grads, learning_rate, args.rms_alpha, args.rms_eps)
         shared.updates[rank] += 1
@@ -725,7 +727,7 @@ BOUNDS = {  # the smallest and the largest value of each number among the argume
 
 
 def validate_args(args: Args) -> tuple[Args, Network]:
-    """Checks the arguments; returns them with defaults filled in, and the initial network."""
+    """Checks and completes the arguments, seeds the generators, and makes the initial network."""
     for name, (low, high) in BOUNDS.items():
         value = getattr(args, name)
         if not low <= value <= high:
@@ -822,7 +824,7 @@ def watch(
     while not all_ended:
         try:
             all_ended = workers.join(timeout=0.2)
-        except Exception as error:
+        except Exception as error:  # join has ended the other workers
             all_ended = worker_lost = True
             if not signals.signum:
                 warn(f"{SCRIPT.name}: a worker was lost: {error}")
@@ -841,7 +843,7 @@ def watch(
             patience = 10 if signals.signum else 60
             deadline = min(deadline, time.monotonic() + patience)
         if one_ended and not to_end:
-            warn(f"{SCRIPT.name}: an environment has ended its worker")
+            warn(f"{SCRIPT.name}: a worker has exited: does its environment call exit()?")
             return True
         if not all_ended and time.monotonic() > deadline:
             warn(f"{SCRIPT.name}: an environment hangs, and is given up")
