@@ -106,7 +106,7 @@ FIGURES_TO_DRAW = [
                 ("return", RETURN[1]),
                 ("ev", "explained variance"),
                 ("spread", "policy's spread over states"),
-                ("units_hidden", "hidden units that vary"),
+                ("units_hidden", "hidden units that switch"),
             ],
             legend_below=True,
         )
