@@ -11,8 +11,8 @@ FAULTS = [  # a script, a piece of its text, and what is wrong there
     ("sarsa_async", END, "pass"),
     ("nstep_q_async", VALUE, "last_value"),
     ("onestep_q_async", REFRESH, "pass"),  # a frozen target network
-    ("a3c", "policy_loss = -(chosen", "policy_loss = (chosen"),  # a wrong sign
-    ("a2c", "policy_loss = -(chosen", "policy_loss = (chosen"),
+    ("a3c", "policy_loss = -(action_logprobs", "policy_loss = (action_logprobs"),  # a wrong sign
+    ("a2c", "policy_loss = -(action_logprobs", "policy_loss = (action_logprobs"),
 ]
 
 
