@@ -73,7 +73,7 @@ from tqdm import tqdm
 SCRIPT = Path(__file__)  # checkpoints hold its name, and other scripts' are refused
 torch.set_num_threads(1)  # one core per process; a thread pool would not survive a fork
 cv2.setNumThreads(0)
-tqdm.set_lock(threading.RLock())  # tqdm's would choose a start method
+tqdm.set_lock(threading.RLock())  # tqdm's own would settle multiprocessing's start method
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
 # NumPy before 2.4 warns that they are flushed.
 warnings.filterwarnings("ignore", "The value of the smallest subnormal")

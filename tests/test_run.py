@@ -93,7 +93,7 @@ def test_an_environment_that_exits_ends_the_run(script, launch):
     run = launch(script, *FOREVER, "toy_envs:Exits-v0")
     code, _, err = run.ends()
     assert code == 1 and how_to_continue(script, run) in err
-    assert err.count("a worker has exited") == 1 and "SIGKILL" not in err
+    assert err.count("does its environment call exit()?") == 1 and "SIGKILL" not in err
     assert_usable(run.run_dir)
 
 
