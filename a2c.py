@@ -38,6 +38,7 @@ Where this file departs from A3C's published settings:
 import contextlib
 import copy
 import importlib
+import io
 import json
 import logging
 import math
@@ -312,12 +313,15 @@ def make_network(env: gym.Env, init: str) -> Network:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+action_rng = random.Random()  # the agent's own, since an environment may seed Python's
+
+
 @torch.inference_mode()
 def act(network: Network, obs: Tensor) -> list[int]:
     """Draws an action from π(·|s) for each observation of a batch."""
     logits, _ = network(obs)  # (B, num_actions)
     rows = logits.softmax(1).tolist()
-    return [random.choices(range(len(probs)), probs)[0] for probs in rows]
+    return [action_rng.choices(range(len(probs)), probs)[0] for probs in rows]
 
 
 # Shared state
@@ -435,9 +439,8 @@ class Buffers:
 
     SIT_OUT, RESET = -1, -2  # instead of an action
 
-    def __init__(self, env: gym.Env, num_workers: int):
-        space = env.observation_space
-        obs = np.zeros((num_workers, *(space.shape or ())), space.dtype)
+    def __init__(self, example: np.ndarray, num_workers: int):
+        obs = np.zeros((num_workers, *example.shape), example.dtype)
         self.obs = torch.from_numpy(obs).share_memory_()
         self.actions = torch.zeros(num_workers, dtype=torch.int64).share_memory_()
         self.rewards = torch.zeros(num_workers, dtype=torch.float64).share_memory_()
@@ -457,29 +460,28 @@ def worker(
     obs, actions, rewards = buffers.obs.numpy(), buffers.actions.numpy(), buffers.rewards.numpy()
     terminal, over = buffers.terminal.numpy(), buffers.over.numpy()
     ranks = range(index, args.num_workers, len(pipes))
-    envs = {rank: make_env(args.env_id) for rank in ranks}
-    for rank, env in envs.items():
-        obs[rank], _ = env.reset(seed=seeds[rank])
-    pipe.send([])  # ready: the first observations are in place
-
-    while pipe.recv():
-        episodes = []
+    with contextlib.ExitStack() as stack:
+        envs = {rank: stack.enter_context(make_env(args.env_id)) for rank in ranks}
         for rank, env in envs.items():
-            if actions[rank] == Buffers.SIT_OUT:
-                continue
-            if actions[rank] == Buffers.RESET:
-                obs[rank], _ = env.reset()
-                over[rank] = False
-                continue
-            obs[rank], rewards[rank], terminated, truncated, info = env.step(int(actions[rank]))
-            life_lost = info.get("life_lost", False)  # ends the segment only
-            terminal[rank] = terminated or life_lost
-            over[rank] = terminated or truncated
-            if over[rank]:
-                episodes.append(info["episode"])
-        pipe.send(episodes)
-    for env in envs.values():
-        env.close()
+            obs[rank], _ = env.reset(seed=seeds[rank])
+        pipe.send([])  # ready: the first observations are in place
+
+        while pipe.recv():
+            episodes = []
+            for rank, env in envs.items():
+                if actions[rank] == Buffers.SIT_OUT:
+                    continue
+                if actions[rank] == Buffers.RESET:
+                    obs[rank], _ = env.reset()
+                    over[rank] = False
+                    continue
+                obs[rank], rewards[rank], terminated, truncated, info = env.step(int(actions[rank]))
+                life_lost = info.get("life_lost", False)  # ends the segment only
+                terminal[rank] = terminated or life_lost
+                over[rank] = terminated or truncated
+                if over[rank]:
+                    episodes.append(info["episode"])
+            pipe.send(episodes)
 
 
 class WorkerLost(Exception):
@@ -537,8 +539,9 @@ class Environments:
         for pipe in self.pipes:
             with contextlib.suppress(BrokenPipeError):
                 pipe.send(False)
+        deadline = time.monotonic() + 5
         for process in self.workers.processes:
-            process.join(timeout=5)
+            process.join(timeout=max(0, deadline - time.monotonic()))
 
     def why_lost(self) -> str:
         """The traceback of the lost process, or its signal."""
@@ -597,7 +600,7 @@ def coordinator(
     recorder: "Recorder",
 ) -> None:
     """Acts in all environments and learns from all segments at once, until T_max or a signal."""
-    random.seed(seed)
+    action_rng.seed(seed)
     log = WorkerLog(recorder.log)
     envs.receive()  # waits for the first observations
 
@@ -655,6 +658,7 @@ def prepare_worker(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
+    action_rng.seed(seed)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C, or on Linux main's death
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGHUP"):
@@ -690,7 +694,10 @@ class WorkerLog:
         self.targets.clear()
 
     def episode(self, step: int, episode: dict[str, Any]) -> None:
-        stats = {"charts/episodic_return": episode["r"], "charts/episodic_length": episode["l"]}
+        stats = {
+            "charts/episodic_return": float(episode["r"]),
+            "charts/episodic_length": float(episode["l"]),
+        }
         self.send((step, stats))
 
 
@@ -711,8 +718,10 @@ class Recorder:
             initial=min(start, args.total_timesteps),
             unit=" steps",
             smoothing=0.05,
+            ascii=None if self.on_terminal else True,  # a file may have any encoding
             file=sys.stderr if self.on_terminal else open(os.devnull, "w"),
         )
+        self.log_failed = False
         self.returns: deque[float] = deque(maxlen=100)
         self.last_report = self.last_save = time.monotonic()
 
@@ -721,9 +730,14 @@ class Recorder:
         step, stats = message
         if "charts/episodic_return" in stats:
             self.returns.append(stats["charts/episodic_return"])
-        for tag, value in stats.items():
-            with contextlib.suppress(OSError):  # a full disk: the run goes on without its log
+        try:
+            for tag, value in stats.items():
                 self.writer.add_scalar(tag, value, step)
+        except OSError as error:  # a full disk: the run goes on
+            if not self.log_failed:
+                what = f"cannot write the log in {self.run_dir} (disk full?): {error}"
+                warn(f"{SCRIPT.name}: {what}; tries again after the next checkpoint")
+            self.log_failed = True
 
     def progress(self, step: int, last: bool = False) -> None:
         """Moves the bar to the step; every 10 seconds, and at the last call, reports the speed."""
@@ -742,8 +756,12 @@ class Recorder:
     def save_if_due(self) -> None:
         """Saves a checkpoint if the last one is older than --checkpoint-interval."""
         if time.monotonic() > self.last_save + self.args.checkpoint_interval:
-            save_checkpoint(self.shared, self.args, self.run_dir)
+            saved = save_checkpoint(self.shared, self.args, self.run_dir)
             self.last_save = time.monotonic()
+            if saved and self.log_failed:  # TensorBoard's writer does not recover by itself
+                with contextlib.suppress(OSError):
+                    self.writer = SummaryWriter(self.run_dir, flush_secs=5)
+                    self.log_failed = False
 
     def close(self) -> None:
         self.progress(int(self.shared.steps.sum()), last=True)
@@ -908,6 +926,7 @@ def validate_args(args: Args) -> tuple[Args, Network]:
 
     torch.manual_seed(args.seed)
     random.seed(args.seed)
+    action_rng.seed(args.seed)
     try:
         with make_env(args.env_id, bool(args.evaluate and args.capture_video)) as env:
             network = make_network(env, args.init)
@@ -958,7 +977,10 @@ def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
     pipes = [mp.get_context(method).Pipe() for _ in range(num_processes)]
     coordinator_ends, worker_ends = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
     with make_env(args.env_id) as env:
-        buffers = Buffers(env, args.num_workers)
+        example = np.asarray(env.reset()[0])
+        # An environment may return floats although its space declares integers.
+        dtype = np.result_type(example.dtype, env.observation_space.dtype)
+        buffers = Buffers(example.astype(dtype), args.num_workers)
     # No warning for every worker that main kills.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     others = mp.active_children()  # of a program that calls main
@@ -1035,6 +1057,8 @@ def main(args: Args) -> list[float] | None:
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # its encoding may have no θ
     args = tyro.cli(Args, description=__doc__)
     if path := args.resume or args.evaluate:
         # Once more, with the flags of the run as the defaults.

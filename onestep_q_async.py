@@ -38,6 +38,7 @@ Where this file departs from the paper:
 import contextlib
 import copy
 import importlib
+import io
 import json
 import logging
 import math
@@ -305,11 +306,14 @@ def make_network(env: gym.Env, init: str) -> Network:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+action_rng = random.Random()  # the agent's own, since an environment may seed Python's
+
+
 @torch.inference_mode()
 def act(network: Network, obs: np.ndarray, epsilon: float = 0.05) -> int:
     """ε-greedy: a random action with probability ε, else the best. Evaluation uses the default."""
-    if random.random() < epsilon:
-        return random.randrange(network.q.out_features)
+    if action_rng.random() < epsilon:
+        return action_rng.randrange(network.q.out_features)
     return int(network(torch.as_tensor(np.ascontiguousarray(obs))[None]).argmax())
 
 
@@ -425,17 +429,14 @@ def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor
 
 
 def worker(
-    rank: int, args: Args, seeds: list[int], shared: Shared, pipes: list[Connection]
+    rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: "WorkerLog"
 ) -> None:
-    """One actor-learner (Algorithm 1). `step` is T at its snapshot; statistics go by pipe."""
-    prepare_worker(seeds[rank])
-    env = make_env(args.env_id)
+    """One actor-learner (Algorithm 1). `step` is T at its snapshot."""
     network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
     target_network = make_network(env, args.init).requires_grad_(False)
     target_network.load_state_dict(shared.target, assign=True)  # θ⁻ itself, not a copy
     final_epsilon = sample_final_epsilon(args.seed, rank)
-    log = WorkerLog(pipes[rank].send)
-    obs, _ = env.reset(seed=seeds[rank])
+    obs, _ = env.reset(seed=seed)
 
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
         # Snapshot: θ' ← θ
@@ -486,7 +487,6 @@ def worker(
         passed = (step + t) // args.target_interval > int(shared.refreshed) // args.target_interval
         if rank == 0 and passed:
             shared.refresh_target(step + t, shared.theta)
-    env.close()
 
 
 # Running it
@@ -497,10 +497,20 @@ def prepare_worker(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
+    action_rng.seed(seed)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C, or on Linux main's death
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # main lets the workers end their segments
+
+
+def run_worker(
+    rank: int, args: Args, seeds: list[int], shared: Shared, pipes: list[Connection]
+) -> None:
+    """What the process of a worker runs: it closes its environment even after an error."""
+    prepare_worker(seeds[rank])
+    with make_env(args.env_id) as env:
+        worker(rank, args, seeds[rank], env, shared, WorkerLog(pipes[rank].send))
 
 
 class WorkerLog:
@@ -532,7 +542,10 @@ class WorkerLog:
         self.targets.clear()
 
     def episode(self, step: int, episode: dict[str, Any]) -> None:
-        stats = {"charts/episodic_return": episode["r"], "charts/episodic_length": episode["l"]}
+        stats = {
+            "charts/episodic_return": float(episode["r"]),
+            "charts/episodic_length": float(episode["l"]),
+        }
         self.send((step, stats))
 
 
@@ -553,8 +566,10 @@ class Recorder:
             initial=min(start, args.total_timesteps),
             unit=" steps",
             smoothing=0.05,
+            ascii=None if self.on_terminal else True,  # a file may have any encoding
             file=sys.stderr if self.on_terminal else open(os.devnull, "w"),
         )
+        self.log_failed = False
         self.returns: deque[float] = deque(maxlen=100)
         self.last_report = self.last_save = time.monotonic()
 
@@ -563,9 +578,14 @@ class Recorder:
         step, stats = message
         if "charts/episodic_return" in stats:
             self.returns.append(stats["charts/episodic_return"])
-        for tag, value in stats.items():
-            with contextlib.suppress(OSError):  # a full disk: the run goes on without its log
+        try:
+            for tag, value in stats.items():
                 self.writer.add_scalar(tag, value, step)
+        except OSError as error:  # a full disk: the run goes on
+            if not self.log_failed:
+                what = f"cannot write the log in {self.run_dir} (disk full?): {error}"
+                warn(f"{SCRIPT.name}: {what}; tries again after the next checkpoint")
+            self.log_failed = True
 
     def progress(self, step: int, last: bool = False) -> None:
         """Moves the bar to the step; every 10 seconds, and at the last call, reports the speed."""
@@ -584,8 +604,12 @@ class Recorder:
     def save_if_due(self) -> None:
         """Saves a checkpoint if the last one is older than --checkpoint-interval."""
         if time.monotonic() > self.last_save + self.args.checkpoint_interval:
-            save_checkpoint(self.shared, self.args, self.run_dir)
+            saved = save_checkpoint(self.shared, self.args, self.run_dir)
             self.last_save = time.monotonic()
+            if saved and self.log_failed:  # TensorBoard's writer does not recover by itself
+                with contextlib.suppress(OSError):
+                    self.writer = SummaryWriter(self.run_dir, flush_secs=5)
+                    self.log_failed = False
 
     def close(self) -> None:
         self.progress(int(self.shared.steps.sum()), last=True)
@@ -744,6 +768,7 @@ def validate_args(args: Args) -> tuple[Args, Network]:
 
     torch.manual_seed(args.seed)
     random.seed(args.seed)
+    action_rng.seed(args.seed)
     try:
         with make_env(args.env_id, bool(args.evaluate and args.capture_video)) as env:
             network = make_network(env, args.init)
@@ -797,7 +822,7 @@ def start_workers(args: Args, shared: Shared) -> tuple[mp.ProcessContext, list[C
     others = mp.active_children()  # of a program that calls main
     try:
         workers = mp.start_processes(
-            worker,
+            run_worker,
             (args, seeds, shared, senders),
             nprocs=args.num_workers,
             join=False,
@@ -888,6 +913,8 @@ def main(args: Args) -> list[float] | None:
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # its encoding may have no θ
     args = tyro.cli(Args, description=__doc__)
     if path := args.resume or args.evaluate:
         # Once more, with the flags of the run as the defaults.

@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import os
+import random
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -58,7 +59,7 @@ class FakeEnvironments:
     def __init__(self, envs, seed):
         self.envs = envs
         self.stop = torch.zeros(1, dtype=torch.bool)
-        buffers = a2c.Buffers(envs[0], len(envs))
+        buffers = a2c.Buffers(envs[0].observation_space.sample(), len(envs))
         self.obs, self.rewards = buffers.obs.numpy(), buffers.rewards.numpy()
         self.terminal, self.over = buffers.terminal.numpy(), buffers.over.numpy()
         for rank, env in enumerate(envs):
@@ -144,7 +145,7 @@ def play(monkeypatch, script, envs, rank=0, start=0, others=0, seed=1, worker_se
             fake = FakeEnvironments(envs, worker_seed)
             a2c.coordinator(args, shared, network, fake, worker_seed, pipe)
         else:
-            script.worker(rank, args, [worker_seed] * num_workers, shared, [pipe] * num_workers)
+            script.run_worker(rank, args, [worker_seed] * num_workers, shared, [pipe] * num_workers)
     expected = [sum(len(u.segments[n]) for u in updates) for n in range(len(envs))]
     expected[0] += start
     expected = [0] * rank + expected + [others * len(updates)] * bool(others)
@@ -299,7 +300,7 @@ def test_a_signal_ends_the_segments_of_a2c_early():
 def test_an_a2c_worker_steps_its_share_of_the_environments(monkeypatch):
     """Environments 1 and 3 of 4 are those of the second of two processes."""
     args = a2c.Args(env_id="toy_envs:Terminates-v0", num_workers=4)
-    buffers = a2c.Buffers(a2c.make_env(args.env_id), 4)
+    buffers = a2c.Buffers(a2c.make_env(args.env_id).observation_space.sample(), 4)
     sit_out, reset = a2c.Buffers.SIT_OUT, a2c.Buffers.RESET
     orders = [[0, 0, 0, sit_out]] * 6 + [[0, 0, 0, 1], [0, reset, 0, 1]]
     answers = []
@@ -390,7 +391,7 @@ def test_a2c_takes_answers_in_the_order_of_its_processes():
     pipes = [mp.Pipe() for _ in range(3)]
     workers = SimpleNamespace(processes=[SimpleNamespace(exitcode=None)] * 3)
     env = gym.make("CartPole-v1")
-    buffers, stop = a2c.Buffers(env, 3), torch.zeros(1, dtype=torch.bool)
+    buffers, stop = a2c.Buffers(env.observation_space.sample(), 3), torch.zeros(1, dtype=torch.bool)
     envs = a2c.Environments(workers, [ours for ours, _ in pipes], buffers, stop)
     for index in (2, 0, 1):
         pipes[index][1].send([index])
@@ -487,7 +488,7 @@ def test_act_is_greedy_but_for_epsilon(value_method):
         network.q = torch.nn.Linear(256, 4)
         network.q.weight.zero_()
         network.q.bias.copy_(torch.tensor([1.0, 2.0, 4.0, 3.0]))
-    value_method.random.seed(1)
+    value_method.action_rng.seed(1)
     for epsilon, best in ((0.0,), 1.0), ((0.4,), 0.7), ((1.0,), 0.25), ((), 1 - 0.05 * 3 / 4):
         drawn = [value_method.act(network, obs, *epsilon) for _ in range(2000)]
         rest = (1 - best) / 3
@@ -502,13 +503,34 @@ def test_act_draws_from_the_policy(script):
         network.policy = torch.nn.Linear(256, 4)
         network.policy.weight.zero_()
         network.policy.bias.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]).log())
-    script.random.seed(1)
+    script.action_rng.seed(1)
     if script is a2c:
         drawn = script.act(network, torch.zeros(4000, 4))
     else:
         drawn = [script.act(network, np.zeros(4, np.float32)) for _ in range(4000)]
     frequencies = np.bincount(drawn, minlength=4) / 4000
     assert frequencies == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.03)
+
+
+def test_an_environment_that_seeds_python_does_not_choose_the_actions(script):
+    network = script.make_network(script.make_env("CartPole-v1"), "paper")
+    epsilon = (1.0,) if script.__name__ in VALUE_METHODS else ()
+    drawn = []
+    for _ in range(50):
+        random.seed(1)
+        if script is a2c:
+            drawn += script.act(network, torch.zeros(1, 4))
+        else:
+            drawn.append(script.act(network, np.zeros(4, np.float32), *epsilon))
+    assert len({*drawn}) == 2
+
+
+def test_a2c_takes_observations_of_another_type_than_declared():
+    args = a2c.Args("toy_envs:Halves-v0", num_workers=2)
+    envs = a2c.start_workers(args, [1, 2], torch.zeros(1, dtype=torch.bool))
+    envs.receive()
+    assert (envs.obs == 0.5).all()
+    envs.close()
 
 
 def test_the_target_network_becomes_theta_at_a_multiple_and_only_there(value_method, monkeypatch):

@@ -37,12 +37,12 @@ DIFFERENT = {
 ORDER = """
 docstring SCRIPT Args choose_defaults
 UnsupportedEnvironment Atari resize is_image make_env
-ImageNetwork FlatNetwork Network make_network act
+ImageNetwork FlatNetwork Network make_network action_rng act
 Shared share
 sample_final_epsilon anneal_epsilon
 one_step_targets n_step_returns q_loss actor_critic_loss clip_grads
 Buffers worker WorkerLost Environments Segments play_segments coordinator
-prepare_worker WorkerLog Recorder StopSignals save_checkpoint load_checkpoint evaluate
+prepare_worker run_worker WorkerLog Recorder StopSignals save_checkpoint load_checkpoint evaluate
 warn bad_input BOUNDS validate_args
 start_run load_params start_workers watch num_cores main
 """.split()

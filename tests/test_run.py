@@ -214,8 +214,9 @@ def test_an_environment_may_start_processes(script, tmp_path):
 
 
 @OF_FEW
-def test_a_crashing_environment_ends_the_run(script, launch):
-    run = launch(script, *FOREVER, "toy_envs:Crashes-v0")
+@pytest.mark.parametrize("kind", ["Crashes", "CrashesWithThread"])
+def test_a_crashing_environment_ends_the_run(script, launch, kind):
+    run = launch(script, *FOREVER, f"toy_envs:{kind}-v0")
     code, _, err = run.ends()
     assert code == 1 and "in reward" in err and "ArithmeticError: the toy is broken" in err
     assert (run.run_dir / "checkpoint.pt").exists()
@@ -356,6 +357,7 @@ def test_progress(script, tmp_path, capsys):
     recorder.progress(500)
     line = capsys.readouterr().out
     assert "500/1000" in line and "return 99.5" in line  # of the last 100 episodes
+    assert line.isascii()  # whatever the encoding of the file that it goes to
     recorder.progress(1003, last=True)
     assert "100%" in (line := capsys.readouterr().out) and "1000/1000" in line
     recorder.close()
@@ -389,6 +391,37 @@ def test_the_speed_of_a_run_resumed_beyond_its_end(script, tmp_path, capsys):
 def test_a_log_that_cannot_be_written_does_not_end_the_run(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script.SummaryWriter, "add_scalar", lambda *args: full_disk())
     assert_usable(train(script, tmp_path, total_timesteps=2000))
+
+
+@OF_ONE
+def test_a_log_goes_on_when_the_disk_has_space_again(script, tmp_path, monkeypatch, capsys):
+    args = script.Args(total_timesteps=1000, checkpoint_interval=0)
+    recorder = script.Recorder(script.Shared(torch.nn.Linear(3, 1), 1), args, tmp_path)
+    monkeypatch.setattr(recorder.writer, "add_scalar", lambda *args: full_disk())
+    for step in (1, 2):
+        recorder.log((step, {"charts/SPS": 1.0}))
+    assert capsys.readouterr().err.count("No space left on device") == 1
+    recorder.save_if_due()
+    recorder.log((3, {"charts/SPS": 2.0}))
+    recorder.writer.close()
+    assert scalars(tmp_path, "charts/SPS") == [(3, 2.0)]
+
+
+@OF_ONE
+def test_the_log_of_an_episode_does_not_depend_on_its_worker(script):
+    # Tensors would be shared with the worker, and gone when it has ended.
+    sent = []
+    episode = {"r": torch.tensor(2.0), "l": 3}
+    script.WorkerLog(sent.append).episode(7, episode)
+    ((step, stats),) = sent
+    assert step == 7 and [type(value) for value in stats.values()] == [float, float]
+
+
+@pytest.mark.slow
+def test_help_in_any_encoding(script):
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, script.__file__, "--help"]
+    assert b"--rms-eps" in subprocess.run(command, env=env, capture_output=True, check=True).stdout
 
 
 @OF_TWO

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -135,6 +136,27 @@ class Crashes(Count):
         raise ArithmeticError("the toy is broken")
 
 
+class CrashesWithThread(Crashes):
+    """Its thread waits until it is closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.closed = threading.Event()
+        threading.Thread(target=self.closed.wait).start()
+
+    def close(self):
+        self.closed.set()
+
+
+class Halves(Count):
+    """Observes 0.5, although its space declares whole numbers."""
+
+    observation_space = Box(0, 1, (2,), np.uint8)
+
+    def observe(self):
+        return np.full(2, 0.5, np.float32)
+
+
 class BrokenInit(Count):
     def __init__(self):
         raise AttributeError("the toy has no such thing")
@@ -216,9 +238,9 @@ def register_breakout(name, max_episode_steps=None, **kwargs):
     )
 
 
-for kind in Told, Hangs, OneHangs, Picky, Exits, Crashes, InPlace, BrokenInit:
+for kind in Told, Hangs, OneHangs, Picky, Exits, Crashes, CrashesWithThread, InPlace, BrokenInit:
     register(kind.__name__, kind)
-for kind in Matrix, Board, Scalar, Dict:
+for kind in Matrix, Board, Scalar, Dict, Halves:
     register(kind.__name__, kind)
 register("StartsProcess", StartsProcess)
 register("Terminates", Count)

@@ -15,7 +15,6 @@ writes benchmark/results/screening/GAME_RUN_SEED.csv, with a row for every 50,00
 """
 
 import csv
-import random
 import subprocess
 import sys
 from collections import deque
@@ -134,7 +133,7 @@ def screen(game: str, run: str, seed: int, stop_after: int) -> None:
     commit = output("git", "rev-parse", "HEAD")
 
     torch.manual_seed(args.seed)
-    random.seed(args.seed)
+    a2c.action_rng.seed(args.seed)
     envs = [a2c.make_env(args.env_id) for _ in range(args.num_workers)]
     network = a2c.make_network(envs[0], args.init)
     shared = a2c.Shared(network, 1)

@@ -24,14 +24,14 @@ from speed import output, spread, take_turns, train
 
 ACT = """    logits, _ = network(torch.as_tensor(np.ascontiguousarray(obs))[None])  # (1, num_actions)
     probs = logits[0].softmax(0).tolist()
-    return random.choices(range(len(probs)), probs)[0]
+    return action_rng.choices(range(len(probs)), probs)[0]
 """
 ACT_CATEGORICAL = """    logits, _ = network(torch.as_tensor(np.ascontiguousarray(obs))[None])
     return int(torch.distributions.Categorical(logits=logits).sample())
 """
 ACT_WITH_GRAPH = """    outputs.append(network(torch.as_tensor(np.ascontiguousarray(obs))[None]))
     probs = outputs[-1][0][0].softmax(0).tolist()
-    return random.choices(range(len(probs)), probs)[0]
+    return action_rng.choices(range(len(probs)), probs)[0]
 """
 LEARN = """        logits, values = network(states)  # (t+1, num_actions), (t+1,)
 """
