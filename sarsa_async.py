@@ -590,8 +590,8 @@ class Recorder:
                 self.writer.add_scalar(tag, value, step)
         except OSError as error:  # a full disk: the run goes on
             if not self.log_failed:
-                what = f"cannot write the log in {self.run_dir} (disk full?): {error}"
-                warn(f"{SCRIPT.name}: {what}; tries again after the next checkpoint")
+                what = "cannot write the log until the next checkpoint (disk full?)"
+                warn(f"{SCRIPT.name}: {what}: {error}")
             self.log_failed = True
 
     def progress(self, step: int, last: bool = False) -> None:
