@@ -61,6 +61,7 @@ class Figure:
     level_label: str = ""
     end: float = float("inf")  # of the horizontal axis, in millions of steps
     legend_below: bool = False  # where the curves leave no room
+    each_seed: bool = False  # a line each, not their mean, since the runs differ in length
 
 
 def scripts(pattern: str) -> list[Curve]:
@@ -91,6 +92,7 @@ FIGURES_TO_DRAW = [
             level=published(game),
             level_label="RL Zoo's A2C at 10M",
             legend_below=game == "Pong",
+            each_seed=True,
         )
         for game in ("Breakout", "Pong")
     ),
@@ -212,9 +214,16 @@ def draw(figure: Figure) -> None:
     for axes, (column, label) in zip(grid.flat, figure.panels, strict=True):
         for curve in figure.curves:
             seeds = [read(file, column) for file in curve.files]
+            line = {"color": curve.colour, "linewidth": 1.8}
+            if figure.each_seed:
+                for seed in seeds:
+                    name = curve.label if seed is seeds[0] else None
+                    axes.plot([*seed], [*seed.values()], label=name, **line)
+                continue
+
             steps = [s for s in sorted(set.intersection(*map(set, seeds))) if s <= figure.end]
             values = np.array([[seed[step] for step in steps] for seed in seeds])
-            axes.plot(steps, values.mean(0), color=curve.colour, label=curve.label, linewidth=1.8)
+            axes.plot(steps, values.mean(0), label=curve.label, **line)
             if len(seeds) > 1:
                 low, high = values.min(0), values.max(0)
                 axes.fill_between(steps, low, high, color=curve.colour, alpha=0.2, linewidth=0)
