@@ -313,7 +313,7 @@ def make_network(env: gym.Env, init: str) -> Network:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-action_rng = random.Random()  # the agent's own, since an environment may seed Python's
+action_rng = random.Random()  # not the module's, which an environment may seed
 
 
 @torch.inference_mode()

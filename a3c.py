@@ -306,7 +306,7 @@ def make_network(env: gym.Env, init: str) -> Network:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-action_rng = random.Random()  # the agent's own, since an environment may seed Python's
+action_rng = random.Random()  # not the module's, which an environment may seed
 
 
 @torch.inference_mode()
@@ -499,7 +499,7 @@ def prepare_worker(seed: int) -> None:
 def run_worker(
     rank: int, args: Args, seeds: list[int], shared: Shared, pipes: list[Connection]
 ) -> None:
-    """What the process of a worker runs: it closes its environment even after an error."""
+    """The target of a worker's process. Closes the environment even if the worker raises."""
     prepare_worker(seeds[rank])
     with make_env(args.env_id) as env:
         worker(rank, args, seeds[rank], env, shared, WorkerLog(pipes[rank].send))
