@@ -5,7 +5,7 @@
 #   "tyro>=0.9", "tensorboard>=2.18", "tqdm>=4.66", "moviepy>=2.1", "pygame-ce>=2.5",
 # ]
 # ///
-"""A2C, advantage actor-critic with a batch: the synchronous, repeatable sibling of A3C.
+"""A2C, batched advantage actor-critic: the synchronous, repeatable sibling of A3C.
 
 The paper (Mnih et al. 2016) has no A2C; it is Algorithm S3 without the asynchrony. A coordinator
 acts for all environments in one batch, and learns from all their segments at once:
@@ -22,7 +22,7 @@ acts for all environments in one batch, and learns from all their segments at on
 
 Explained, with its results, in docs/algorithms/a2c.md.
 
-The environments are shared out among processes, at most one per core. On one machine, with the same
+A few processes, at most one per core, share the environments. On one machine, with the same
 number of cores and --device cpu, a run repeats bit for bit. With one environment it computes what
 a3c.py computes with one worker, given the same η, α and ε, whose defaults differ.
 
@@ -76,7 +76,7 @@ from tqdm import tqdm
 SCRIPT = Path(__file__)  # checkpoints hold its name, and other scripts' are refused
 torch.set_num_threads(1)  # until the processes are forked: a thread pool would not survive
 cv2.setNumThreads(0)
-tqdm.set_lock(threading.RLock())  # tqdm's own would settle multiprocessing's start method
+tqdm.set_lock(threading.RLock())  # tqdm's own would fix multiprocessing's start method
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
 # NumPy before 2.4 warns that they are flushed.
 warnings.filterwarnings("ignore", "The value of the smallest subnormal")
@@ -224,7 +224,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
         raise UnsupportedEnvironment("it renders no images: leave out --capture-video")
 
     if isinstance(env.unwrapped, ale_py.AtariEnv):
-        # An id that does not show that it is Atari was made without the kwargs above.
+        # An id of your own that leads to Atari has not got the kwargs above.
         if space.shape != env.unwrapped.ale.getScreenDims() or env.unwrapped._frameskip != 1:
             raise UnsupportedEnvironment(
                 "an Atari id needs its version, as in ALE/Pong-v5; "
@@ -263,7 +263,7 @@ class ImageNetwork(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
-        if obs.dtype == torch.uint8:
+        if obs.dtype == torch.uint8:  # others are taken as they are
             x = x / 255
         x = self.convs(x)  # (B, 32, 9, 9)
         x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256); channels last: no copy
@@ -444,7 +444,7 @@ class Buffers:
         self.obs = torch.from_numpy(obs).share_memory_()
         self.actions = torch.zeros(num_workers, dtype=torch.int64).share_memory_()
         self.rewards = torch.zeros(num_workers, dtype=torch.float64).share_memory_()
-        self.terminal = torch.zeros(num_workers, dtype=torch.bool).share_memory_()  # so R = 0
+        self.terminal = torch.zeros(num_workers, dtype=torch.bool).share_memory_()  # R = 0
         self.over = torch.zeros(num_workers, dtype=torch.bool).share_memory_()  # needs a reset
 
 
@@ -476,7 +476,7 @@ def worker(
                     over[rank] = False
                     continue
                 obs[rank], rewards[rank], terminated, truncated, info = env.step(int(actions[rank]))
-                life_lost = info.get("life_lost", False)  # ends the segment only
+                life_lost = info.get("life_lost", False)  # ends the segment
                 terminal[rank] = terminated or life_lost
                 over[rank] = terminated or truncated
                 if over[rank]:
@@ -520,14 +520,14 @@ class Environments:
     def receive(self) -> list[dict[str, Any]]:
         """Waits for the answers of all processes; takes them in order, so that logs repeat."""
         episodes = []
-        patience = 50  # polls of 0.2 seconds, after a signal
+        polls_left = 50  # of 0.2 seconds, after a signal
         for pipe in self.pipes:
             try:
                 while not pipe.poll(timeout=0.2):
                     if self.stop:
-                        patience -= 1
+                        polls_left -= 1
                     ended = any(process.exitcode is not None for process in self.workers.processes)
-                    if ended or patience == 0:
+                    if ended or polls_left == 0:
                         raise WorkerLost
                 episodes += pipe.recv()
             except (EOFError, ConnectionError):
@@ -600,7 +600,7 @@ def coordinator(
     recorder: "Recorder",
 ) -> None:
     """Acts in all environments and learns from all segments at once, until T_max or a signal."""
-    action_rng.seed(seed)
+    action_rng.seed(seed)  # as worker 0 of a3c.py does
     log = WorkerLog(recorder.log)
     envs.receive()  # waits for the first observations
 
@@ -623,11 +623,11 @@ def coordinator(
         # (t + num_workers, num_actions), (t + num_workers,)
         logits, values = network(states.to(args.device))
         bootstraps = values[t:].tolist()
-        targets: list[float] = []
+        all_returns: list[float] = []
         for rank, rewards in enumerate(segments.rewards):
             bootstrap = 0.0 if envs.terminal[rank] else bootstraps[rank]
-            targets += n_step_returns(rewards, bootstrap, args.gamma)
-        returns = torch.tensor(targets, device=args.device)  # (t,)
+            all_returns += n_step_returns(rewards, bootstrap, args.gamma)
+        returns = torch.tensor(all_returns, device=args.device)  # (t,)
         loss, stats = actor_critic_loss(
             logits[:t], values[:t], actions, returns, args.ent_coef, args.vf_coef
         )
@@ -659,14 +659,15 @@ def prepare_worker(seed: int) -> None:
     np.random.seed(seed)
     random.seed(seed)
     action_rng.seed(seed)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C, or on Linux main's death
+    # SIGINT is Ctrl-C, and what the kernel sends when main dies (Linux, by PyTorch's request).
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # main lets the workers end their segments
 
 
 class WorkerLog:
-    """Sends (T, {tag: value}) to main: the means of every 100 updates, and every episode."""
+    """Passes on (T, {tag: value}): the means of every 100 updates, and every episode."""
 
     def __init__(self, send: Callable[[Any], None]):
         self.send = send
@@ -702,7 +703,7 @@ class WorkerLog:
 
 
 class Recorder:
-    """Keeps a run's log and checkpoints, and shows its progress: a bar on a terminal or lines."""
+    """Writes the log and checkpoints of a run, and shows its progress, as a bar or in lines."""
 
     def __init__(self, shared: Shared, args: Args, run_dir: Path):
         self.shared = shared
@@ -719,6 +720,7 @@ class Recorder:
             unit=" steps",
             smoothing=0.05,
             ascii=None if self.on_terminal else True,  # a file may have any encoding
+            disable=False,  # TQDM_DISABLE would also stop the measurement of the speed
             file=sys.stderr if self.on_terminal else open(os.devnull, "w"),
         )
         self.log_failed = False
@@ -767,6 +769,8 @@ class Recorder:
         self.progress(int(self.shared.steps.sum()), last=True)
         with contextlib.suppress(OSError):
             self.bar.close()
+            if not self.on_terminal:
+                self.bar.fp.close()
             self.writer.close()
 
 
@@ -827,7 +831,7 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
 
 
 def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
-    """A checkpoint and the folder of its run, given the path of either."""
+    """Loads a checkpoint, given its path or its run's folder; returns it and the folder."""
     file = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
     try:
         checkpoint = torch.load(file, weights_only=True)
@@ -863,7 +867,7 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
             if steps == limit:
                 what = f"{args.env_id}: an episode has not ended within {limit} steps"
                 bad_input(f"{what}: register it with max_episode_steps")
-            batch = torch.as_tensor(np.ascontiguousarray(obs))[None]  # (1, ...)
+            batch = torch.as_tensor(np.array(obs))[None]  # (1, ...)
             obs, _, _, _, info = env.step(act(network, batch)[0])
             steps += 1
         returns.append(float(info["episode"]["r"]))
@@ -928,7 +932,7 @@ def validate_args(args: Args) -> tuple[Args, Network]:
     random.seed(args.seed)
     action_rng.seed(args.seed)
     try:
-        with make_env(args.env_id, bool(args.evaluate and args.capture_video)) as env:
+        with make_env(args.env_id, args.capture_video) as env:
             network = make_network(env, args.init)
     except (gym.error.Error, ImportError, UnsupportedEnvironment) as error:
         bad_input(f"--env-id {args.env_id}: {error}")
@@ -981,7 +985,7 @@ def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
         # An environment may return floats although its space declares integers.
         dtype = np.result_type(example.dtype, env.observation_space.dtype)
         buffers = Buffers(example.astype(dtype), args.num_workers)
-    # No warning for every worker that main kills.
+    # PyTorch would warn of every worker that it ends after another was lost.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     others = mp.active_children()  # of a program that calls main
     try:
@@ -1003,7 +1007,7 @@ def num_cores() -> int:
     """The number of cores that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
-    most = 60 if sys.platform == "win32" else 10_000  # Windows waits for 63 handles
+    most = 60 if sys.platform == "win32" else 10_000  # Windows: at most 63 handles
     return min(os.cpu_count() or 1, most)
 
 
@@ -1048,7 +1052,7 @@ def main(args: Args) -> list[float] | None:
                 process.kill()
             saved = save_checkpoint(shared, args, run_dir)
             complete = saved and not lost and not signals.signum
-            if not complete:
+            if not complete and (run_dir / "checkpoint.pt").exists():
                 warn(f"to continue: python {SCRIPT.name} --resume {run_dir}")
 
     if not complete:

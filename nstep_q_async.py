@@ -71,7 +71,7 @@ from tqdm import tqdm
 SCRIPT = Path(__file__)  # checkpoints hold its name, and other scripts' are refused
 torch.set_num_threads(1)  # one core per process; a thread pool would not survive a fork
 cv2.setNumThreads(0)
-tqdm.set_lock(threading.RLock())  # tqdm's own would settle multiprocessing's start method
+tqdm.set_lock(threading.RLock())  # tqdm's own would fix multiprocessing's start method
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
 # NumPy before 2.4 warns that they are flushed.
 warnings.filterwarnings("ignore", "The value of the smallest subnormal")
@@ -220,7 +220,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
         raise UnsupportedEnvironment("it renders no images: leave out --capture-video")
 
     if isinstance(env.unwrapped, ale_py.AtariEnv):
-        # An id that does not show that it is Atari was made without the kwargs above.
+        # An id of your own that leads to Atari has not got the kwargs above.
         if space.shape != env.unwrapped.ale.getScreenDims() or env.unwrapped._frameskip != 1:
             raise UnsupportedEnvironment(
                 "an Atari id needs its version, as in ALE/Pong-v5; "
@@ -258,7 +258,7 @@ class ImageNetwork(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
-        if obs.dtype == torch.uint8:
+        if obs.dtype == torch.uint8:  # others are taken as they are
             x = x / 255
         x = self.convs(x)  # (B, 32, 9, 9)
         x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256); channels last: no copy
@@ -312,7 +312,7 @@ def act(network: Network, obs: np.ndarray, epsilon: float = 0.05) -> int:
     """ε-greedy: a random action with probability ε, else the best. Evaluation uses the default."""
     if action_rng.random() < epsilon:
         return action_rng.randrange(network.q.out_features)
-    return int(network(torch.as_tensor(np.ascontiguousarray(obs))[None]).argmax())
+    return int(network(torch.as_tensor(obs)[None]).argmax())
 
 
 # Shared state
@@ -431,7 +431,7 @@ def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor
 def worker(
     rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: "WorkerLog"
 ) -> None:
-    """One actor-learner (Algorithm S2). `step` is T at its snapshot."""
+    """One actor-learner (Algorithm S2). `step` is T at the snapshot."""
     network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
     target_network = make_network(env, args.init).requires_grad_(False)
     target_network.load_state_dict(shared.target, assign=True)  # θ⁻ itself, not a copy
@@ -450,9 +450,9 @@ def worker(
         rewards: list[float] = []
         terminal = truncated = False
         while len(actions) < args.num_steps and not (terminal or truncated):
-            action = act(network, obs, epsilon)
+            action = act(network, observations[-1], epsilon)
             obs, reward, terminated, truncated, info = env.step(action)
-            terminal = terminated or info.get("life_lost", False)  # a life ends the segment only
+            terminal = terminated or info.get("life_lost", False)  # a lost life ends the segment
             observations.append(np.array(obs))
             actions.append(action)
             rewards.append(float(reward))
@@ -499,7 +499,8 @@ def prepare_worker(seed: int) -> None:
     np.random.seed(seed)
     random.seed(seed)
     action_rng.seed(seed)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C, or on Linux main's death
+    # SIGINT is Ctrl-C, and what the kernel sends when main dies (Linux, by PyTorch's request).
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # main lets the workers end their segments
@@ -515,7 +516,7 @@ def run_worker(
 
 
 class WorkerLog:
-    """Sends (T, {tag: value}) to main: the means of every 100 updates, and every episode."""
+    """Passes on (T, {tag: value}): the means of every 100 updates, and every episode."""
 
     def __init__(self, send: Callable[[Any], None]):
         self.send = send
@@ -551,7 +552,7 @@ class WorkerLog:
 
 
 class Recorder:
-    """Keeps a run's log and checkpoints, and shows its progress: a bar on a terminal or lines."""
+    """Writes the log and checkpoints of a run, and shows its progress, as a bar or in lines."""
 
     def __init__(self, shared: Shared, args: Args, run_dir: Path):
         self.shared = shared
@@ -568,6 +569,7 @@ class Recorder:
             unit=" steps",
             smoothing=0.05,
             ascii=None if self.on_terminal else True,  # a file may have any encoding
+            disable=False,  # TQDM_DISABLE would also stop the measurement of the speed
             file=sys.stderr if self.on_terminal else open(os.devnull, "w"),
         )
         self.log_failed = False
@@ -616,6 +618,8 @@ class Recorder:
         self.progress(int(self.shared.steps.sum()), last=True)
         with contextlib.suppress(OSError):
             self.bar.close()
+            if not self.on_terminal:
+                self.bar.fp.close()
             self.writer.close()
 
 
@@ -676,7 +680,7 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
 
 
 def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
-    """A checkpoint and the folder of its run, given the path of either."""
+    """Loads a checkpoint, given its path or its run's folder; returns it and the folder."""
     file = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
     try:
         checkpoint = torch.load(file, weights_only=True)
@@ -712,7 +716,7 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
             if steps == limit:
                 what = f"{args.env_id}: an episode has not ended within {limit} steps"
                 bad_input(f"{what}: register it with max_episode_steps")
-            obs, _, _, _, info = env.step(act(network, obs))
+            obs, _, _, _, info = env.step(act(network, np.array(obs)))
             steps += 1
         returns.append(float(info["episode"]["r"]))
         print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
@@ -734,7 +738,7 @@ def bad_input(message: str) -> NoReturn:
 
 
 BOUNDS = {  # the smallest and the largest value of each number among the arguments
-    "num_workers": (1, 60 if sys.platform == "win32" else 10_000),  # Windows waits for 63 handles
+    "num_workers": (1, 60 if sys.platform == "win32" else 10_000),  # Windows: at most 63 handles
     "total_timesteps": (0, 10**15),
     "seed": (0, 2**32 - 1),
     "num_steps": (1, 10**6),
@@ -771,7 +775,7 @@ def validate_args(args: Args) -> tuple[Args, Network]:
     random.seed(args.seed)
     action_rng.seed(args.seed)
     try:
-        with make_env(args.env_id, bool(args.evaluate and args.capture_video)) as env:
+        with make_env(args.env_id, args.capture_video) as env:
             network = make_network(env, args.init)
     except (gym.error.Error, ImportError, UnsupportedEnvironment) as error:
         bad_input(f"--env-id {args.env_id}: {error}")
@@ -818,7 +822,7 @@ def start_workers(args: Args, shared: Shared) -> tuple[mp.ProcessContext, list[C
     receivers, senders = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
     T = int(shared.steps.sum())  # in the seeds, so that a resumed run gets new ones
     seeds = np.random.SeedSequence([args.seed, T]).generate_state(args.num_workers).tolist()
-    # No warning for every worker that main kills.
+    # PyTorch would warn of every worker that it ends after another was lost.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     others = mp.active_children()  # of a program that calls main
     try:
@@ -844,7 +848,7 @@ def watch(
     signals: StopSignals,
 ) -> bool:
     """Records the run until all workers have ended; returns whether one was lost."""
-    deadline = math.inf  # by which the workers must have ended, once the run is to end
+    deadline = math.inf  # of the workers, set once the run is to end
     all_ended = worker_lost = False
     while not all_ended:
         try:
@@ -871,7 +875,7 @@ def watch(
             warn(f"{SCRIPT.name}: a worker has exited: does its environment call exit()?")
             return True
         if not all_ended and time.monotonic() > deadline:
-            warn(f"{SCRIPT.name}: an environment hangs, and is given up")
+            warn(f"{SCRIPT.name}: an environment hangs: its worker is killed")
             return True
         recorder.save_if_due()
     return worker_lost
@@ -905,7 +909,7 @@ def main(args: Args) -> list[float] | None:
                 process.kill()
             saved = save_checkpoint(shared, args, run_dir)
             complete = saved and not lost and not signals.signum
-            if not complete:
+            if not complete and (run_dir / "checkpoint.pt").exists():
                 warn(f"to continue: python {SCRIPT.name} --resume {run_dir}")
 
     if not complete:

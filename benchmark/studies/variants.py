@@ -22,14 +22,14 @@ sys.path.append(str(ROOT / "benchmark"))
 from curve import PACKAGES, machine, version
 from speed import output, spread, take_turns, train
 
-ACT = """    logits, _ = network(torch.as_tensor(np.ascontiguousarray(obs))[None])  # (1, num_actions)
+ACT = """    logits, _ = network(torch.as_tensor(obs)[None])  # (1, num_actions)
     probs = logits[0].softmax(0).tolist()
     return action_rng.choices(range(len(probs)), probs)[0]
 """
-ACT_CATEGORICAL = """    logits, _ = network(torch.as_tensor(np.ascontiguousarray(obs))[None])
+ACT_CATEGORICAL = """    logits, _ = network(torch.as_tensor(obs)[None])
     return int(torch.distributions.Categorical(logits=logits).sample())
 """
-ACT_WITH_GRAPH = """    outputs.append(network(torch.as_tensor(np.ascontiguousarray(obs))[None]))
+ACT_WITH_GRAPH = """    outputs.append(network(torch.as_tensor(obs)[None]))
     probs = outputs[-1][0][0].softmax(0).tolist()
     return action_rng.choices(range(len(probs)), probs)[0]
 """
