@@ -45,9 +45,9 @@ def main(environments: int, kind: str) -> None:
     env = VecFrameStack(
         make_atari_env("BreakoutNoFrameskip-v4", environments, seed=1, vec_env_cls=vec_env), 4
     )
-    A2C("CnnPolicy", env, device="cpu", policy_kwargs={"features_extractor_class": Paper}).learn(
-        10**9, Report()
-    )
+    # By default, SB3 adds two layers of 64 units each to an extractor of one's own.
+    network = {"features_extractor_class": Paper, "net_arch": []}
+    A2C("CnnPolicy", env, device="cpu", policy_kwargs=network).learn(10**9, Report())
 
 
 if __name__ == "__main__":
