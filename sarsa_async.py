@@ -460,9 +460,7 @@ def worker(
             observations.append(np.array(obs))
             actions.append(action)
             rewards.append(float(reward))
-            action = act(
-                network, observations[-1], epsilon
-            )  # a' of this step, and the a of the next
+            action = act(network, observations[-1], epsilon)  # a', and the a of the next step
         t = len(actions)
 
         # Learn: Δθ from one pass over the segment
