@@ -663,6 +663,9 @@ class StopSignals:
             signal.signal(signum, handler)
 
 
+# Checkpoints and evaluation
+
+
 def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
     """Replaces checkpoint.pt atomically, and keeps the one before it as checkpoint.prev.pt.
 
@@ -732,6 +735,9 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     return returns
 
 
+# Main
+
+
 def warn(message: str) -> None:
     """Prints to stderr, above the bar. A full disk or a closed terminal does not end the run."""
     with contextlib.suppress(OSError):
@@ -786,9 +792,6 @@ def validate_args(args: Args) -> tuple[Args, Network]:
     except (gym.error.Error, ImportError, UnsupportedEnvironment) as error:
         bad_input(f"--env-id {args.env_id}: {error}")
     return choose_defaults(args, isinstance(network, ImageNetwork)), network
-
-
-# Main
 
 
 def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
