@@ -224,7 +224,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
         raise UnsupportedEnvironment("it renders no images: leave out --capture-video")
 
     if isinstance(env.unwrapped, ale_py.AtariEnv):
-        # An id of your own that leads to Atari has not got the kwargs above.
+        # A custom id for an Atari game did not get the kwargs above.
         if space.shape != env.unwrapped.ale.getScreenDims() or env.unwrapped._frameskip != 1:
             raise UnsupportedEnvironment(
                 "an Atari id needs its version, as in ALE/Pong-v5; "
@@ -444,7 +444,7 @@ class Buffers:
         self.obs = torch.from_numpy(obs).share_memory_()
         self.actions = torch.zeros(num_workers, dtype=torch.int64).share_memory_()
         self.rewards = torch.zeros(num_workers, dtype=torch.float64).share_memory_()
-        self.terminal = torch.zeros(num_workers, dtype=torch.bool).share_memory_()  # R = 0
+        self.terminal = torch.zeros(num_workers, dtype=torch.bool).share_memory_()  # so R = 0
         self.over = torch.zeros(num_workers, dtype=torch.bool).share_memory_()  # needs a reset
 
 

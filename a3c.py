@@ -217,7 +217,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
         raise UnsupportedEnvironment("it renders no images: leave out --capture-video")
 
     if isinstance(env.unwrapped, ale_py.AtariEnv):
-        # An id of your own that leads to Atari has not got the kwargs above.
+        # A custom id for an Atari game did not get the kwargs above.
         if space.shape != env.unwrapped.ale.getScreenDims() or env.unwrapped._frameskip != 1:
             raise UnsupportedEnvironment(
                 "an Atari id needs its version, as in ALE/Pong-v5; "
@@ -842,7 +842,7 @@ def watch(
     signals: StopSignals,
 ) -> bool:
     """Records the run until all workers have ended; returns whether one was lost."""
-    deadline = math.inf  # of the workers, set once the run is to end
+    deadline = math.inf  # for the workers to end, once the run should
     all_ended = worker_lost = False
     while not all_ended:
         try:
