@@ -863,19 +863,19 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
 
     returns = []
-    for episode in range(args.eval_episodes):
-        obs, info = env.reset(seed=args.seed + episode)
-        steps = 0
-        while "episode" not in info:  # RecordEpisodeStatistics adds it at the end
-            if steps == limit:
-                what = f"{args.env_id}: an episode has not ended within {limit} steps"
-                bad_input(f"{what}: register it with max_episode_steps")
-            batch = torch.as_tensor(np.array(obs))[None]  # (1, ...)
-            obs, _, _, _, info = env.step(act(network, batch)[0])
-            steps += 1
-        returns.append(float(info["episode"]["r"]))
-        print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
-    env.close()
+    with env:
+        for episode in range(args.eval_episodes):
+            obs, info = env.reset(seed=args.seed + episode)
+            steps = 0
+            while "episode" not in info:  # RecordEpisodeStatistics adds it at the end
+                if steps == limit:
+                    what = f"{args.env_id}: an episode has not ended within {limit} steps"
+                    bad_input(f"{what}: register it with max_episode_steps")
+                batch = torch.as_tensor(np.array(obs))[None]  # (1, ...)
+                obs, _, _, _, info = env.step(act(network, batch)[0])
+                steps += 1
+            returns.append(float(info["episode"]["r"]))
+            print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
     mean, std = np.mean(returns), np.std(returns)
     print(f"{args.env_id}, {len(returns)} episodes: return {mean:.2f} ± {std:.2f}")
     return returns
@@ -999,9 +999,11 @@ def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
             join=False,
             start_method=method,
         )
-    except BaseException:  # such as too many processes: those that have started must not stay
+    except BaseException as error:  # the workers that have started must not stay
         for process in {*mp.active_children()} - {*others}:
             process.kill()
+        if isinstance(error, OSError):  # too many files or processes
+            bad_input(f"cannot start {args.num_workers} workers: {error}: lower --num-workers")
         raise
     return Environments(workers, coordinator_ends, buffers, stop)
 

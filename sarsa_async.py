@@ -718,18 +718,18 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
         env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
 
     returns = []
-    for episode in range(args.eval_episodes):
-        obs, info = env.reset(seed=args.seed + episode)
-        steps = 0
-        while "episode" not in info:  # RecordEpisodeStatistics adds it at the end
-            if steps == limit:
-                what = f"{args.env_id}: an episode has not ended within {limit} steps"
-                bad_input(f"{what}: register it with max_episode_steps")
-            obs, _, _, _, info = env.step(act(network, np.array(obs)))
-            steps += 1
-        returns.append(float(info["episode"]["r"]))
-        print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
-    env.close()
+    with env:
+        for episode in range(args.eval_episodes):
+            obs, info = env.reset(seed=args.seed + episode)
+            steps = 0
+            while "episode" not in info:  # RecordEpisodeStatistics adds it at the end
+                if steps == limit:
+                    what = f"{args.env_id}: an episode has not ended within {limit} steps"
+                    bad_input(f"{what}: register it with max_episode_steps")
+                obs, _, _, _, info = env.step(act(network, np.array(obs)))
+                steps += 1
+            returns.append(float(info["episode"]["r"]))
+            print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
     mean, std = np.mean(returns), np.std(returns)
     print(f"{args.env_id}, {len(returns)} episodes: return {mean:.2f} ± {std:.2f}")
     return returns
@@ -827,14 +827,14 @@ def start_workers(args: Args, shared: Shared) -> tuple[mp.ProcessContext, list[C
     method = mp.get_start_method(allow_none=True)
     if method is None:
         method = "fork" if sys.platform == "linux" else "spawn"
-    pipes = [mp.get_context(method).Pipe(duplex=False) for _ in range(args.num_workers)]
-    receivers, senders = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
     T = int(shared.steps.sum())  # in the seeds, so that a resumed run gets new ones
     seeds = np.random.SeedSequence([args.seed, T]).generate_state(args.num_workers).tolist()
     # PyTorch would warn of every worker that it ends after another was lost.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     others = mp.active_children()  # of a program that calls main
     try:
+        pipes = [mp.get_context(method).Pipe(duplex=False) for _ in range(args.num_workers)]
+        receivers, senders = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
         workers = mp.start_processes(
             run_worker,
             (args, seeds, shared, senders),
@@ -842,9 +842,11 @@ def start_workers(args: Args, shared: Shared) -> tuple[mp.ProcessContext, list[C
             join=False,
             start_method=method,
         )
-    except BaseException:  # such as too many processes: those that have started must not stay
+    except BaseException as error:  # the workers that have started must not stay
         for process in {*mp.active_children()} - {*others}:
             process.kill()
+        if isinstance(error, OSError):  # too many files or processes
+            bad_input(f"cannot start {args.num_workers} workers: {error}: lower --num-workers")
         raise
     return workers, receivers
 

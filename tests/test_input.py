@@ -9,6 +9,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+import toy_envs
 import tyro
 from conftest import OF_FEW, OF_ONE, VALUE_METHODS, checkpoint, train
 
@@ -115,11 +116,21 @@ def test_a_bug_in_an_environment_keeps_its_traceback(script, tmp_path):
 
 
 @OF_ONE
-def test_an_episode_without_end(script, capsys, monkeypatch, trained):
+def test_an_episode_without_end_is_given_up(script, capsys, monkeypatch, trained):
+    make, envs = script.make_env, []
+
+    def made(*args):
+        envs.append(make(*args))
+        return envs[-1]
+
+    closed = []
+    monkeypatch.setattr(script, "make_env", made)
+    monkeypatch.setattr(toy_envs.Count, "close", lambda env: closed.append(env))
     monkeypatch.setattr(script, "act", lambda network, obs: 0)
     flags = {"evaluate": str(trained), "eval_episodes": 1}
     told = refuses(script, capsys, monkeypatch, env_id="toy_envs:Endless-v0", **flags)
     assert "an episode has not ended within 100000 steps" in told
+    assert closed == [env.unwrapped for env in envs]
     args = script.Args(env_id="toy_envs:LimitedLater-v0", **flags)
     assert script.main(args) == [sum(range(1, 100_002))]
 

@@ -109,12 +109,13 @@ def test_a_worker_that_hangs_at_the_end_is_given_up(script, tmp_path, monkeypatc
 
 
 @OF_TWO
-def test_a_start_that_fails_leaves_no_process(script, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [BlockingIOError("no more processes"), KeyError("a bug")])
+def test_a_start_that_fails_leaves_no_process(script, tmp_path, monkeypatch, capsys, error):
     start, started = mp.Process.start, []
 
     def fails_at_the_second(process):
         if started:
-            raise BlockingIOError("no more processes")
+            raise error
         started.append(process)
         start(process)
 
@@ -122,8 +123,13 @@ def test_a_start_that_fails_leaves_no_process(script, tmp_path, monkeypatch):
     bystander.start()  # a child of the program that calls main
     try:
         monkeypatch.setattr(mp.get_context("fork").Process, "start", fails_at_the_second)
-        with pytest.raises(BlockingIOError):
-            train(script, tmp_path, env_id="CartPole-v1", total_timesteps=10**9)
+        if isinstance(error, OSError):  # too much for the machine
+            train(script, tmp_path, code=2, env_id="CartPole-v1", total_timesteps=10**9)
+            told = "error: cannot start 2 workers: no more processes: lower --num-workers\n"
+            assert capsys.readouterr().err.endswith(told)
+        else:
+            with pytest.raises(KeyError):
+                train(script, tmp_path, env_id="CartPole-v1", total_timesteps=10**9)
         wait_for(lambda: not started[0].is_alive(), 10)
         assert bystander.is_alive()
     finally:
