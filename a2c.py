@@ -27,9 +27,9 @@ number of cores and --device cpu, a run repeats bit for bit. With one environmen
 a3c.py computes with one worker, given the same η, α and ε, whose defaults differ.
 
 Where this file departs from A3C's published settings:
-- With orthogonal initial weights, a small ε, and a g that starts at 1, Atari is learned several
-  times faster. The authors' settings, except for g's start, are --init paper --learning-rate 7e-4
-  --rms-eps 0.1.
+- With orthogonal initial weights, a small ε, and a g that starts at 1, Breakout and Pong are
+  learned several times faster. The authors' settings, except for g's start, are --init paper
+  --learning-rate 7e-4 --rms-eps 0.1 --total-timesteps 80000000.
 - The value loss is c ½(R - V)² with c = 0.5, as in most reproductions.
 - A time limit bootstraps from V of the last observation. A lost life in Atari ends the segment with
   R = 0, but the game goes on.

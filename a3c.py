@@ -22,8 +22,9 @@ Explained, with its results, in docs/algorithms/a3c.md.
 
 Where this file departs from the paper:
 - With orthogonal initial weights, a small ε, a small η, and a g that starts at 1 and is a mean over
-  more updates, Atari is learned several times faster. The authors' settings, except for g's start,
-  are --init paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99.
+  more updates, Breakout and Pong are learned several times faster. The authors' settings, except
+  for g's start, are --init paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99
+  --total-timesteps 80000000.
 - One batched pass over a segment gives the gradient that Algorithm S3 accumulates step by step. It
   is the same gradient, because θ' does not change within a segment.
 - The entropy bonus is from section 4; Algorithm S3 leaves it out.

@@ -24,7 +24,7 @@ Explained, with its results, in docs/algorithms/nstep_q_async.md.
 Where this file departs from the paper:
 - Orthogonal initial weights, a small η, a small ε in RMSProp, and a g that starts at 1, as in
   a3c.py. The authors' settings, except for g's start, are --init paper --learning-rate 7e-4
-  --rms-eps 0.1.
+  --rms-eps 0.1 --total-timesteps 80000000.
 - One batched pass over a segment gives the gradient that Algorithm S2 accumulates step by step. It
   is the same gradient, because θ' does not change within a segment.
 - The squared error is halved, as in DQN, and so is its gradient.

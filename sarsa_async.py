@@ -24,7 +24,7 @@ Explained, with its results, in docs/algorithms/sarsa_async.md.
 Where this file departs from the paper:
 - Orthogonal initial weights, a small η, a small ε in RMSProp, and a g that starts at 1 and is a
   mean over more updates, as in a3c.py. The authors' settings, except for g's start, are --init
-  paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99.
+  paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99 --total-timesteps 80000000.
 - Algorithm 1 reads the shared θ itself. The snapshot θ' keeps other workers from changing it
   between the forward and the backward pass of a batch. With one worker there is no difference.
 - The steps to an update are counted from the last one; Algorithm 1 counts from the worker's start.
