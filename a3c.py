@@ -207,7 +207,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
     except TypeError as error:
         if "unexpected keyword argument 'render_mode'" not in str(error):
             raise
-        raise UnsupportedEnvironment("it has no render_mode: leave out --capture-video") from error
+        raise UnsupportedEnvironment("its constructor needs a render_mode to record it") from error
 
     space, actions = env.observation_space, env.action_space
     if not isinstance(space, gym.spaces.Box):
@@ -296,11 +296,11 @@ def make_network(env: gym.Env, init: str) -> Network:
         network = FlatNetwork(math.prod(env.observation_space.shape), num_actions)
 
     if init == "orthogonal":  # otherwise PyTorch's default, which is the paper's
-        for param in network.parameters():
-            if param.ndim == 1:  # a bias
-                nn.init.zeros_(param)
-            else:
-                nn.init.orthogonal_(param, gain=2**0.5)
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.orthogonal_(layer.weight, gain=2**0.5)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
         nn.init.orthogonal_(network.policy.weight, gain=0.01)
         nn.init.orthogonal_(network.value.weight, gain=1.0)
     # Channels last, as in the observations, so that convolutions need not copy their input.
@@ -775,9 +775,10 @@ def validate_args(args: Args) -> tuple[Args, Network]:
     try:
         with make_env(args.env_id, args.capture_video) as env:
             network = make_network(env, args.init)
+            images = env.observation_space.shape == (84, 84, 4)
     except (gym.error.Error, ImportError, UnsupportedEnvironment) as error:
         bad_input(f"--env-id {args.env_id}: {error}")
-    return choose_defaults(args, isinstance(network, ImageNetwork)), network
+    return choose_defaults(args, images), network
 
 
 def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
@@ -805,7 +806,7 @@ def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None
     try:
         network.load_state_dict(checkpoint["params"])
     except (RuntimeError, TypeError):
-        bad_input(f"the network in {path} does not fit the environment: check --env-id")
+        bad_input(f"{path} does not fit this network: did the code change, or is --env-id wrong?")
 
 
 def start_workers(args: Args, shared: Shared) -> tuple[mp.ProcessContext, list[Connection]]:
@@ -892,8 +893,14 @@ def main(args: Args) -> list[float] | None:
             return evaluate(args, network, run_dir)
         except gym.error.DependencyNotInstalled as error:
             bad_input(f"--capture-video: {error}")
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
 
     shared, run_dir = start_run(args, network)
+    if shared.steps.sum() >= args.total_timesteps:
+        warn(f"{SCRIPT.name}: the run is complete: raise --total-timesteps to continue it")
+        return None
+
     lost = True
     with StopSignals(shared.stop) as signals:
         workers, receivers = start_workers(args, shared)

@@ -116,6 +116,17 @@ def test_a_bug_in_an_environment_keeps_its_traceback(script, tmp_path):
 
 
 @OF_ONE
+def test_ctrl_c_ends_an_evaluation(script, trained, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "act", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        script.main(script.Args(env_id="toy_envs:Terminates-v0", evaluate=str(trained)))
+    assert stop.value.code == 130
+
+
+@OF_ONE
 def test_an_episode_without_end_is_given_up(script, capsys, monkeypatch, trained):
     make, envs = script.make_env, []
 

@@ -91,6 +91,26 @@ def test_orthogonal_initial_weights(script, env_id):
         assert not layer.bias.any()
 
 
+def test_a_network_of_ones_own(script, monkeypatch):
+    class Normalized(script.ImageNetwork):
+        def __init__(self, num_actions):
+            super().__init__(num_actions)
+            self.norm = torch.nn.LayerNorm(256)
+            self.mix = torch.nn.Linear(256, 256, bias=False)
+
+    args = script.Args(env_id="toy_envs:Square-v0")
+    defaults, _ = script.validate_args(args)
+    monkeypatch.setattr(script, "ImageNetwork", Normalized)
+    _, network = script.validate_args(args)
+    assert (network.norm.weight == 1).all()
+    product = network.mix.weight @ network.mix.weight.T
+    torch.testing.assert_close(product / 2, torch.eye(256), atol=1e-5, rtol=0)
+
+    make = script.make_network
+    monkeypatch.setattr(script, "make_network", lambda *args: torch.nn.Sequential(make(*args)))
+    assert script.validate_args(args)[0] == defaults
+
+
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "toy_envs:Square-v0"])
 def test_the_papers_initial_weights(script, env_id):
     for layer in layers(script, env_id, "paper").values():

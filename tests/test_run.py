@@ -285,11 +285,10 @@ def test_a_stopped_run_goes_on_from_the_command_line(script, launch):
 def test_resuming_restores_what_was_saved(script, trained, tmp_path, name):
     run_dir = shutil.copytree(trained, tmp_path / "run")
     before = checkpoint(run_dir)
-    # There is nothing left to do, so that what is saved is what was restored.
-    steps = int(before["steps"].sum())
-    train(
-        script, tmp_path, total_timesteps=steps, num_workers=3, seed=9, resume=str(run_dir / name)
-    )
+    flags = dict(env_id="toy_envs:Terminates-v0", num_workers=3, seed=9)
+    args, network = script.validate_args(script.Args(resume=str(run_dir / name), **flags))
+    shared, folder = script.start_run(args, network)
+    script.save_checkpoint(shared, args, folder)
     after = checkpoint(run_dir)
     groups = {"params", "square_avg"}
     if script.__name__ in VALUE_METHODS:
@@ -302,6 +301,16 @@ def test_resuming_restores_what_was_saved(script, trained, tmp_path, name):
             assert torch.equal(before[group][name], tensor) and tensor.any()
     assert len(after["steps"]) == 3 and after["steps"].sum() == before["steps"].sum()
     assert after["updates"].sum() == before["updates"].sum()
+
+
+@OF_FEW
+def test_resuming_a_complete_run_changes_nothing(script, trained, tmp_path, capsys):
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    before = {file.name: file.read_bytes() for file in run_dir.iterdir() if file.suffix != ".json"}
+    train(script, tmp_path, total_timesteps=4000, resume=str(run_dir))
+    assert "the run is complete: raise --total-timesteps" in capsys.readouterr().err
+    after = {file.name: file.read_bytes() for file in run_dir.iterdir() if file.suffix != ".json"}
+    assert after == before
 
 
 @OF_ONE
