@@ -14,7 +14,8 @@ acts for all environments in one batch, and learns from all their segments at on
     Act        up to t_max steps of each environment with π(a|s; θ), or until the episode ends
     Learn      R ← r_i + γR, backwards from R = 0 (terminal) or V(s_t; θ) (otherwise)
                Δθ = ∇_θ Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²],
-               summed over all environments
+               summed over all environments, with R_i, and in the first term R_i - V(s_i), as
+               constants
     Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), with η decaying linearly to 0
 
     python a2c.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
@@ -178,7 +179,8 @@ def resize(screen: np.ndarray) -> np.ndarray:
 def is_image(space: gym.spaces.Box) -> bool:
     """Whether observations are images: uint8, 0 to 255, sides of at least 32.
 
-    Raises UnsupportedEnvironment if an image is neither gray nor RGB nor a stack of (84, 84, 4).
+    Raises UnsupportedEnvironment if an image's channels come first, or if it is neither gray nor
+    RGB nor a stack of (84, 84, 4).
     """
     shape = space.shape
     if space.dtype != np.uint8 or len(shape) not in (2, 3):
@@ -453,7 +455,7 @@ def worker(
 ) -> None:
     """Steps a share of the environments whenever the coordinator asks; answers with episodes.
 
-    Of P processes, the one with this index has the environments index, index + P, index + 2P, …
+    Of P processes, the one with this index has the environments of ranks index, index + P, …
     """
     prepare_worker(seeds[index])
     pipe = pipes[index]
@@ -485,7 +487,7 @@ def worker(
 
 
 class WorkerLost(Exception):
-    """A process that steps environments has ended, or hangs."""
+    """A process that steps environments has ended, or hangs after a signal."""
 
 
 class Environments:
@@ -775,7 +777,7 @@ class Recorder:
 
 
 class StopSignals:
-    """While entered, Ctrl-C, SIGTERM and SIGHUP ask the run to stop; a second Ctrl-C exits.
+    """While entered, Ctrl-C, SIGTERM and SIGHUP ask the run to stop; a further Ctrl-C exits.
 
     `signum` is the signal that came first, or 0.
     """
@@ -957,12 +959,13 @@ def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
         load_params(network, checkpoint, args.resume)
     try:
         shared = Shared(network, args.num_workers)
+        if checkpoint:
+            shared.restore(checkpoint)
         run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
-        (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
+        if shared.steps.sum() < args.total_timesteps:  # a complete run stays as it is
+            (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
     except (OSError, RuntimeError) as error:
         bad_input(f"cannot start a run in {run_dir}: {error}")
-    if checkpoint:
-        shared.restore(checkpoint)
     print(f"{SCRIPT.name}: run folder {run_dir}", flush=True)
     return shared, run_dir
 
@@ -982,8 +985,6 @@ def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
     if method == "fork" and args.device == "cuda":
         method = "spawn"  # CUDA does not survive a fork
     num_processes = min(args.num_workers, num_cores())
-    pipes = [mp.get_context(method).Pipe() for _ in range(num_processes)]
-    coordinator_ends, worker_ends = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
     with make_env(args.env_id) as env:
         example = np.asarray(env.reset()[0])
         # An environment may return floats although its space declares integers.
@@ -993,6 +994,8 @@ def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     others = mp.active_children()  # of a program that calls main
     try:
+        pipes = [mp.get_context(method).Pipe() for _ in range(num_processes)]
+        coordinator_ends, worker_ends = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
         workers = mp.start_processes(
             worker,
             (args, seeds, buffers, worker_ends),
@@ -1004,7 +1007,7 @@ def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
         for process in {*mp.active_children()} - {*others}:
             process.kill()
         if isinstance(error, OSError):  # too many files or processes
-            bad_input(f"cannot start {args.num_workers} workers: {error}: lower --num-workers")
+            bad_input(f"cannot start {num_processes} processes: {error}: lower --num-workers")
         raise
     return Environments(workers, coordinator_ends, buffers, stop)
 

@@ -13,6 +13,7 @@ Every worker is a process with its own environment. It repeats, without waiting 
     Act        up to t_max steps with π(a|s; θ'), or until the episode ends
     Learn      R ← r_i + γR, backwards from R = 0 (terminal) or V(s_t; θ') (otherwise)
                Δθ = ∇_θ' Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²]
+               with R_i, and in the first term R_i - V(s_i), as constants
     Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), with η decaying linearly to 0
 
     python a3c.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
@@ -172,7 +173,8 @@ def resize(screen: np.ndarray) -> np.ndarray:
 def is_image(space: gym.spaces.Box) -> bool:
     """Whether observations are images: uint8, 0 to 255, sides of at least 32.
 
-    Raises UnsupportedEnvironment if an image is neither gray nor RGB nor a stack of (84, 84, 4).
+    Raises UnsupportedEnvironment if an image's channels come first, or if it is neither gray nor
+    RGB nor a stack of (84, 84, 4).
     """
     shape = space.shape
     if space.dtype != np.uint8 or len(shape) not in (2, 3):
@@ -616,7 +618,7 @@ class Recorder:
 
 
 class StopSignals:
-    """While entered, Ctrl-C, SIGTERM and SIGHUP ask the run to stop; a second Ctrl-C exits.
+    """While entered, Ctrl-C, SIGTERM and SIGHUP ask the run to stop; a further Ctrl-C exits.
 
     `signum` is the signal that came first, or 0.
     """
@@ -792,12 +794,13 @@ def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
         load_params(network, checkpoint, args.resume)
     try:
         shared = Shared(network, args.num_workers)
+        if checkpoint:
+            shared.restore(checkpoint)
         run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
-        (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
+        if shared.steps.sum() < args.total_timesteps:  # a complete run stays as it is
+            (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
     except (OSError, RuntimeError) as error:
         bad_input(f"cannot start a run in {run_dir}: {error}")
-    if checkpoint:
-        shared.restore(checkpoint)
     print(f"{SCRIPT.name}: run folder {run_dir}", flush=True)
     return shared, run_dir
 
@@ -846,7 +849,7 @@ def watch(
     signals: StopSignals,
 ) -> bool:
     """Records the run until all workers have ended; returns whether one was lost."""
-    deadline = math.inf  # for the workers to end, once the run should
+    deadline = math.inf  # by which the workers must have ended, once it is set
     all_ended = worker_lost = False
     while not all_ended:
         try:

@@ -22,16 +22,16 @@ Every worker is a process with its own environment. It repeats, without waiting 
 Explained, with its results, in docs/algorithms/nstep_q_async.md.
 
 Where this file departs from the paper:
-- Orthogonal initial weights, a small η, a small ε in RMSProp, and a g that starts at 1, as in
-  a3c.py. The authors' settings, except for g's start, are --init paper --learning-rate 7e-4
+- As in a3c.py, g starts at 1. For images, initial weights are orthogonal, and η and RMSProp's ε are
+  small. The authors' settings, except for g's start, are --init paper --learning-rate 7e-4
   --rms-eps 0.1 --total-timesteps 80000000.
 - One batched pass over a segment gives the gradient that Algorithm S2 accumulates step by step. It
   is the same gradient, because θ' does not change within a segment.
 - The squared error is halved, as in DQN, and so is its gradient.
 - A time limit bootstraps from the last observation. A lost life in Atari ends the segment with
   R = 0, but the game goes on.
-- Each worker draws its final ε once: 0.1, 0.01 or 0.5, with probability 0.4, 0.3 and 0.3. Worker 0
-  alone refreshes θ⁻.
+- Each worker draws its final ε once, not periodically: 0.1, 0.01 or 0.5, with probability 0.4, 0.3
+  and 0.3. Worker 0 alone refreshes θ⁻.
 """
 
 import contextlib
@@ -174,7 +174,8 @@ def resize(screen: np.ndarray) -> np.ndarray:
 def is_image(space: gym.spaces.Box) -> bool:
     """Whether observations are images: uint8, 0 to 255, sides of at least 32.
 
-    Raises UnsupportedEnvironment if an image is neither gray nor RGB nor a stack of (84, 84, 4).
+    Raises UnsupportedEnvironment if an image's channels come first, or if it is neither gray nor
+    RGB nor a stack of (84, 84, 4).
     """
     shape = space.shape
     if space.dtype != np.uint8 or len(shape) not in (2, 3):
@@ -625,7 +626,7 @@ class Recorder:
 
 
 class StopSignals:
-    """While entered, Ctrl-C, SIGTERM and SIGHUP ask the run to stop; a second Ctrl-C exits.
+    """While entered, Ctrl-C, SIGTERM and SIGHUP ask the run to stop; a further Ctrl-C exits.
 
     `signum` is the signal that came first, or 0.
     """
@@ -801,12 +802,13 @@ def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
         load_params(network, checkpoint, args.resume)
     try:
         shared = Shared(network, args.num_workers)
+        if checkpoint:
+            shared.restore(checkpoint)
         run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
-        (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
+        if shared.steps.sum() < args.total_timesteps:  # a complete run stays as it is
+            (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
     except (OSError, RuntimeError) as error:
         bad_input(f"cannot start a run in {run_dir}: {error}")
-    if checkpoint:
-        shared.restore(checkpoint)
     print(f"{SCRIPT.name}: run folder {run_dir}", flush=True)
     return shared, run_dir
 
@@ -855,7 +857,7 @@ def watch(
     signals: StopSignals,
 ) -> bool:
     """Records the run until all workers have ended; returns whether one was lost."""
-    deadline = math.inf  # for the workers to end, once the run should
+    deadline = math.inf  # by which the workers must have ended, once it is set
     all_ended = worker_lost = False
     while not all_ended:
         try:

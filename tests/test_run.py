@@ -125,8 +125,8 @@ def test_a_start_that_fails_leaves_no_process(script, tmp_path, monkeypatch, cap
         monkeypatch.setattr(mp.get_context("fork").Process, "start", fails_at_the_second)
         if isinstance(error, OSError):  # too much for the machine
             train(script, tmp_path, code=2, env_id="CartPole-v1", total_timesteps=10**9)
-            told = "error: cannot start 2 workers: no more processes: lower --num-workers\n"
-            assert capsys.readouterr().err.endswith(told)
+            told = r"error: cannot start 2 \w+: no more processes: lower --num-workers\n$"
+            assert re.search(told, capsys.readouterr().err)
         else:
             with pytest.raises(KeyError):
                 train(script, tmp_path, env_id="CartPole-v1", total_timesteps=10**9)
@@ -306,11 +306,10 @@ def test_resuming_restores_what_was_saved(script, trained, tmp_path, name):
 @OF_FEW
 def test_resuming_a_complete_run_changes_nothing(script, trained, tmp_path, capsys):
     run_dir = shutil.copytree(trained, tmp_path / "run")
-    before = {file.name: file.read_bytes() for file in run_dir.iterdir() if file.suffix != ".json"}
-    train(script, tmp_path, total_timesteps=4000, resume=str(run_dir))
+    before = {file.name: file.read_bytes() for file in run_dir.iterdir()}
+    train(script, tmp_path, total_timesteps=4000, seed=9, resume=str(run_dir))
     assert "the run is complete: raise --total-timesteps" in capsys.readouterr().err
-    after = {file.name: file.read_bytes() for file in run_dir.iterdir() if file.suffix != ".json"}
-    assert after == before
+    assert {file.name: file.read_bytes() for file in run_dir.iterdir()} == before
 
 
 @OF_ONE
