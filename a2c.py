@@ -12,11 +12,11 @@ acts for all environments in one batch, and learns from all their segments at on
 
     Snapshot   the network on --device ← θ
     Act        up to t_max steps of each environment with π(a|s; θ), or until the episode ends
-    Learn      R ← r_i + γR, backwards from R = 0 (terminal) or V(s_t; θ) (otherwise)
+    Learn      R_i = r_i + γR_{i+1}, from R_t = 0 (terminal) or V(s_t; θ) (otherwise)
                Δθ = ∇_θ Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²],
-               summed over all environments, with R_i, and in the first term R_i - V(s_i), as
-               constants
+               summed over all environments, with R_i, and V(s_i) in the first term, held constant
     Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), with η decaying linearly to 0
+               (Δθ is first scaled down to a norm of at most --max-grad-norm)
 
     python a2c.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
     python a2c.py --evaluate runs/NAME --capture-video
@@ -29,7 +29,7 @@ a3c.py computes with one worker, given the same η, α and ε, whose defaults di
 
 Where this file departs from A3C's published settings:
 - With orthogonal initial weights, a small ε, and a g that starts at 1, Breakout and Pong are
-  learned several times faster. The authors' settings, except for g's start, are --init paper
+  learned several times faster. The authors' settings, as far as known, are --init paper
   --learning-rate 7e-4 --rms-eps 0.1 --total-timesteps 80000000.
 - The value loss is c ½(R - V)² with c = 0.5, as in most reproductions.
 - A time limit bootstraps from V of the last observation. A lost life in Atari ends the segment with
@@ -77,7 +77,7 @@ from tqdm import tqdm
 SCRIPT = Path(__file__)  # checkpoints hold its name, and other scripts' are refused
 torch.set_num_threads(1)  # until the processes are forked: a thread pool would not survive
 cv2.setNumThreads(0)
-tqdm.set_lock(threading.RLock())  # tqdm's own would fix multiprocessing's start method
+tqdm.set_lock(threading.RLock())  # tqdm's own would set multiprocessing's start method
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
 # NumPy before 2.4 warns that they are flushed.
 warnings.filterwarnings("ignore", "The value of the smallest subnormal")
@@ -937,6 +937,7 @@ def validate_args(args: Args) -> tuple[Args, Network]:
     args = replace(args, **values)
 
     torch.manual_seed(args.seed)
+    np.random.seed(args.seed)
     random.seed(args.seed)
     action_rng.seed(args.seed)
     try:

@@ -11,10 +11,11 @@ Every worker is a process with its own environment. It repeats, without waiting 
 
     Snapshot   θ' ← θ
     Act        up to t_max steps with π(a|s; θ'), or until the episode ends
-    Learn      R ← r_i + γR, backwards from R = 0 (terminal) or V(s_t; θ') (otherwise)
+    Learn      R_i = r_i + γR_{i+1}, from R_t = 0 (terminal) or V(s_t; θ') (otherwise)
                Δθ = ∇_θ' Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²]
-               with R_i, and in the first term R_i - V(s_i), as constants
+               with R_i, and V(s_i) in the first term, held constant
     Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), with η decaying linearly to 0
+               (Δθ is first scaled down to a norm of at most --max-grad-norm)
 
     python a3c.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
     python a3c.py --evaluate runs/NAME --capture-video
@@ -23,11 +24,11 @@ Explained, with its results, in docs/algorithms/a3c.md.
 
 Where this file departs from the paper:
 - With orthogonal initial weights, a small ε, a small η, and a g that starts at 1 and is a mean over
-  more updates, Breakout and Pong are learned several times faster. The authors' settings, except
-  for g's start, are --init paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99
+  more updates, Breakout and Pong are learned several times faster. The authors' settings, as far
+  as known, are --init paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99
   --total-timesteps 80000000.
-- One batched pass over a segment gives the gradient that Algorithm S3 accumulates step by step. It
-  is the same gradient, because θ' does not change within a segment.
+- One batched pass over a segment gives the gradient that Algorithm S3 accumulates step by step,
+  because θ' does not change within a segment.
 - The entropy bonus is from section 4; Algorithm S3 leaves it out.
 - The value loss is c ½(R - V)² with c = 0.5, as in most reproductions; S3's (R - V)² is c = 2.
 - A time limit bootstraps from V of the last observation. A lost life in Atari ends the segment with
@@ -71,7 +72,7 @@ from tqdm import tqdm
 SCRIPT = Path(__file__)  # checkpoints hold its name, and other scripts' are refused
 torch.set_num_threads(1)  # one core per process; a thread pool would not survive a fork
 cv2.setNumThreads(0)
-tqdm.set_lock(threading.RLock())  # tqdm's own would fix multiprocessing's start method
+tqdm.set_lock(threading.RLock())  # tqdm's own would set multiprocessing's start method
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
 # NumPy before 2.4 warns that they are flushed.
 warnings.filterwarnings("ignore", "The value of the smallest subnormal")
@@ -772,6 +773,7 @@ def validate_args(args: Args) -> tuple[Args, Network]:
     args = replace(args, **values)
 
     torch.manual_seed(args.seed)
+    np.random.seed(args.seed)
     random.seed(args.seed)
     action_rng.seed(args.seed)
     try:

@@ -11,9 +11,10 @@ Every worker is a process with its own environment. It repeats, without waiting 
 
     Snapshot   θ' ← θ
     Act        up to t_max ε-greedy steps by Q(s, ·; θ'), or until the episode ends
-    Learn      R ← r_i + γR, backwards from R = 0 (terminal) or max_a Q(s_t, a; θ⁻) (otherwise)
+    Learn      R_i = r_i + γR_{i+1}, from R_t = 0 (terminal) or max_a Q(s_t, a; θ⁻) (otherwise)
                Δθ = ∇_θ' Σ_i ½(R_i - Q(s_i, a_i; θ'))²
     Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), with η decaying linearly to 0
+               (Δθ is first scaled down to a norm of at most --max-grad-norm)
     Refresh    θ⁻ ← θ whenever T passes a multiple of I_target
 
     python nstep_q_async.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
@@ -23,10 +24,10 @@ Explained, with its results, in docs/algorithms/nstep_q_async.md.
 
 Where this file departs from the paper:
 - As in a3c.py, g starts at 1. For images, initial weights are orthogonal, and η and RMSProp's ε are
-  small. The authors' settings, except for g's start, are --init paper --learning-rate 7e-4
+  small. The authors' settings, as far as known, are --init paper --learning-rate 7e-4
   --rms-eps 0.1 --total-timesteps 80000000.
-- One batched pass over a segment gives the gradient that Algorithm S2 accumulates step by step. It
-  is the same gradient, because θ' does not change within a segment.
+- One batched pass over a segment gives the gradient that Algorithm S2 accumulates step by step,
+  because θ' does not change within a segment.
 - The squared error is halved, as in DQN, and so is its gradient.
 - A time limit bootstraps from the last observation. A lost life in Atari ends the segment with
   R = 0, but the game goes on.
@@ -71,7 +72,7 @@ from tqdm import tqdm
 SCRIPT = Path(__file__)  # checkpoints hold its name, and other scripts' are refused
 torch.set_num_threads(1)  # one core per process; a thread pool would not survive a fork
 cv2.setNumThreads(0)
-tqdm.set_lock(threading.RLock())  # tqdm's own would fix multiprocessing's start method
+tqdm.set_lock(threading.RLock())  # tqdm's own would set multiprocessing's start method
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
 # NumPy before 2.4 warns that they are flushed.
 warnings.filterwarnings("ignore", "The value of the smallest subnormal")
@@ -405,7 +406,7 @@ def n_step_returns(rewards: list[float], bootstrap: float, gamma: float) -> list
 
 
 def q_loss(q_values: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Σ_i ½(y_i - Q(s_i, a_i; θ'))², and statistics per step. Both arguments: (t,)."""
+    """Σ_i ½(targets_i - Q(s_i, a_i; θ'))², and statistics per step. Both arguments: (t,)."""
     loss = 0.5 * (targets - q_values).square().sum()
     stats = {
         "losses/td_loss": loss.item() / len(targets),
@@ -780,6 +781,7 @@ def validate_args(args: Args) -> tuple[Args, Network]:
     args = replace(args, **values)
 
     torch.manual_seed(args.seed)
+    np.random.seed(args.seed)
     random.seed(args.seed)
     action_rng.seed(args.seed)
     try:

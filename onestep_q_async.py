@@ -14,6 +14,7 @@ Every worker is a process with its own environment. It repeats, without waiting 
     Learn      y_i = r_i (terminal) or r_i + γ max_a' Q(s_{i+1}, a'; θ⁻) (otherwise)
                Δθ = ∇_θ' Σ_i ½(y_i - Q(s_i, a_i; θ'))²
     Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), with η decaying linearly to 0
+               (Δθ is first scaled down to a norm of at most --max-grad-norm)
     Refresh    θ⁻ ← θ whenever T passes a multiple of I_target
 
     python onestep_q_async.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
@@ -23,7 +24,7 @@ Explained, with its results, in docs/algorithms/onestep_q_async.md.
 
 Where this file departs from the paper:
 - As in a3c.py, g starts at 1. For images, initial weights are orthogonal, η and RMSProp's ε are
-  small, and g is a mean over more updates. The authors' settings, except for g's start, are --init
+  small, and g is a mean over more updates. The authors' settings, as far as known, are --init
   paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99 --total-timesteps 80000000.
 - Algorithm 1 reads the shared θ itself. The snapshot θ' keeps other workers from changing it
   between the forward and the backward pass of a batch. With one worker there is no difference.
@@ -73,7 +74,7 @@ from tqdm import tqdm
 SCRIPT = Path(__file__)  # checkpoints hold its name, and other scripts' are refused
 torch.set_num_threads(1)  # one core per process; a thread pool would not survive a fork
 cv2.setNumThreads(0)
-tqdm.set_lock(threading.RLock())  # tqdm's own would fix multiprocessing's start method
+tqdm.set_lock(threading.RLock())  # tqdm's own would set multiprocessing's start method
 torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
 # NumPy before 2.4 warns that they are flushed.
 warnings.filterwarnings("ignore", "The value of the smallest subnormal")
@@ -398,7 +399,7 @@ def anneal_epsilon(step: int, final_epsilon: float, exploration_steps: int) -> f
 
 
 def one_step_targets(rewards: Tensor, next_values: Tensor, terminal: bool, gamma: float) -> Tensor:
-    """y_i = r_i + γ next_values_i; the last is r_i alone if its next state is terminal; (t,)."""
+    """y_i = r_i + γ next_values_i, (t,). The last is r_i alone if its next state is terminal."""
     targets = rewards + gamma * next_values
     if terminal:
         targets[-1] = rewards[-1]
@@ -406,7 +407,7 @@ def one_step_targets(rewards: Tensor, next_values: Tensor, terminal: bool, gamma
 
 
 def q_loss(q_values: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Σ_i ½(y_i - Q(s_i, a_i; θ'))², and statistics per step. Both arguments: (t,)."""
+    """Σ_i ½(targets_i - Q(s_i, a_i; θ'))², and statistics per step. Both arguments: (t,)."""
     loss = 0.5 * (targets - q_values).square().sum()
     stats = {
         "losses/td_loss": loss.item() / len(targets),
@@ -780,6 +781,7 @@ def validate_args(args: Args) -> tuple[Args, Network]:
     args = replace(args, **values)
 
     torch.manual_seed(args.seed)
+    np.random.seed(args.seed)
     random.seed(args.seed)
     action_rng.seed(args.seed)
     try:

@@ -1,6 +1,7 @@
 """What can't work ends with exit code 2 and one line that says why, before anything is started."""
 
 import math
+import random
 import re
 import shutil
 import sys
@@ -163,6 +164,16 @@ def test_what_0_stands_for(script):
         given = 0.7 if name == "rms_alpha" else 7
         kept = script.validate_args(script.Args(env_id="CartPole-v1", **{name: given}))[0]
         assert getattr(kept, name) == given
+
+
+def test_all_generators_are_seeded(script):
+    drawn = []
+    for seed in (1, 1, 2):
+        script.validate_args(script.Args(env_id="CartPole-v1", seed=seed))
+        own = script.action_rng.random()
+        drawn.append((torch.rand(1).item(), np.random.rand(), random.random(), own))
+    assert drawn[0] == drawn[1]
+    assert not set(drawn[0]) & set(drawn[2])
 
 
 def test_a_whole_number_will_do_for_a_fraction(script, tmp_path):
