@@ -3,7 +3,7 @@
     python benchmark/evaluate.py >benchmark/results/evaluation.csv
 
 Rewards are unclipped and lives do not end an episode. Actor-critics sample their actions; value
-methods are ε-greedy with ε = 0.05.
+methods are ε-greedy with ε = 0.05. The last column holds the returns of the single episodes.
 """
 
 import platform
@@ -35,16 +35,18 @@ def main(args: Args) -> None:
     print(f"# versions: python {platform.python_version()}, {packages}")
     print(f"# commit: {head}")
     print(f"# command: python benchmark/evaluate.py --eval-episodes {args.eval_episodes}")
-    print("run,steps,episodes,mean_return,standard_deviation", flush=True)
+    print("run,steps,episodes,mean_return,standard_deviation,returns", flush=True)
     for run_dir in sorted(path.parent for path in RESULTS.glob("*/checkpoint.pt")):
         script = run_dir.name.split("__")[1]
         command = [sys.executable, f"{script}.py", "--evaluate", str(run_dir)]
         command += ["--eval-episodes", str(args.eval_episodes)]
         out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        returns = re.findall(r"episode \d+: return (\S+)", out)
         mean, deviation = re.search(r"return (-?[\d.]+) ± ([\d.]+)", out).groups()
         checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
         steps = int(checkpoint["steps"].sum())
-        print(run_dir.name, steps, args.eval_episodes, mean, deviation, sep=",", flush=True)
+        row = [run_dir.name, steps, args.eval_episodes, mean, deviation, " ".join(returns)]
+        print(*row, sep=",", flush=True)
 
 
 if __name__ == "__main__":
