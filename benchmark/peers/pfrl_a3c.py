@@ -1,4 +1,6 @@
-"""PFRL's A3C on the work of a3c.py: same game, preprocessing and network. For speed.py.
+"""PFRL's A3C on the work of a3c.py: same game and network. For speed.py.
+
+The preprocessing is Gymnasium's, which PFRL resets, no-ops included, after each lost life.
 
     python benchmark/peers/pfrl_a3c.py PROCESSES
 

@@ -1,4 +1,6 @@
-"""Stable-Baselines3's A2C on the work of a2c.py: same game, preprocessing, network. For speed.py.
+"""Stable-Baselines3's A2C on the work of a2c.py: same game and network. For speed.py.
+
+The preprocessing is Stable-Baselines3's own, which converts RGB screens to gray.
 
     python benchmark/peers/sb3_a2c.py ENVIRONMENTS dummy|subproc
 

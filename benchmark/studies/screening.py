@@ -3,12 +3,14 @@
     python benchmark/studies/screening.py                               # all runs, one per core
     python benchmark/studies/screening.py --run eps_1e-3 --game Pong    # one of them
 
-A run computes what a2c.py does, with all environments in one process, so that it fills one core. It
-stops after 1.5 million agent steps of a schedule of 10 million, which takes some 25 minutes, and then
-writes benchmark/results/screening/GAME_RUN_SEED.csv, with a row for every 50,000 steps:
+A run computes what a2c.py does, with other random numbers and with all environments in one process,
+so that it fills one core. It stops after 1.5 million agent steps of a schedule of 10 million, which
+takes some 45 minutes, and then writes benchmark/results/screening/GAME_RUN_SEED.csv, with a row for
+every 50,000 steps:
 
     ev            share of the returns' variance that V explains
-    units_conv    share of the second convolution's channels that are on for some inputs, off for others
+    units_conv    share of the second convolution's channels that are on at some positions of some
+                  inputs, and off at others
     units_hidden  the same for the 256 hidden units
     spread        mean KL divergence of π(·|s) from its mean over states: 0 if the policy is blind
     rms_g         root of the mean of g, to compare with √ε
