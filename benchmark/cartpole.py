@@ -6,7 +6,6 @@ It writes the learning curves to benchmark/results/cartpole/SCRIPT__SEED.csv, an
 episodes of each trained network for benchmark/results/cartpole/evaluation.csv.
 """
 
-import platform
 import re
 import subprocess
 import sys
@@ -14,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from curve import PACKAGES, machine, version
+import tyro
+from provenance import ROOT, header
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark" / "results" / "cartpole"
 SCRIPTS = "onestep_q_async", "sarsa_async", "nstep_q_async", "a3c", "a2c"
 SEEDS = 1, 2, 3
@@ -43,16 +42,9 @@ def train_and_evaluate(script: str, seed: int) -> tuple[str, str, str]:
 
 def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
     with (RESULTS / "evaluation.csv").open("w") as file:
-        print(f"# machine: {machine()}", file=file)
-        versions = [f"python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)]
-        print(f"# versions: {', '.join(versions)}", file=file)
-        print(f"# commit: {head}", file=file)
-        print("# command: python SCRIPT.py --env-id CartPole-v1 --seed SEED", file=file)
-        print("# written by: python benchmark/cartpole.py", file=file)
+        command = "python SCRIPT.py --env-id CartPole-v1 --seed SEED"
+        file.write(header(command, written_by="python benchmark/cartpole.py"))
         print("script,seed,minutes,mean_return,standard_deviation", file=file)
         for script in SCRIPTS:
             for seed in SEEDS:
@@ -62,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -8,22 +8,15 @@ killed and resumed from an older checkpoint, the steps taken twice count once. -
 before a resume from the CSV of the run's earlier part, whose events are no longer there.
 """
 
-import csv
 import json
-import os
-import platform
 import shlex
-import subprocess
-import sys
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import tyro
+from provenance import commit, machine, read, versions
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-PACKAGES = "torch", "gymnasium", "ale-py", "opencv-python-headless", "numpy"
 
 
 @dataclass
@@ -36,19 +29,6 @@ class Args:
     """agent steps to a row"""
     earlier: Path | None = None
     """CSV of the run up to where its events begin"""
-
-
-def machine() -> str:
-    """The processor, its cores and the memory."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = (
-        [line.split(":")[1].strip() for line in cpuinfo.open() if "model name" in line]
-        if cpuinfo.exists()
-        else []
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    model = models[0] if models else platform.processor()
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {sys.platform}"
 
 
 def command(script: str, run_args: dict) -> str:
@@ -67,19 +47,9 @@ def command(script: str, run_args: dict) -> str:
     return shlex.join(["python", f"{script}.py", *words])
 
 
-def read(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """The header and the rows of a CSV that this program wrote."""
-    lines = path.read_text().splitlines()
-    header = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
-    return header, list(csv.DictReader(line for line in lines if not line.startswith("#")))
-
-
 def main(args: Args) -> None:
     run_args = json.loads((args.run_dir / "args.json").read_text())
     script = args.run_dir.name.split("__")[1]
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
     events = EventAccumulator(str(args.run_dir), size_guidance={"scalars": 0})
     events.Reload()
     # ε has a tag per worker, which would be sixteen columns.
@@ -89,11 +59,10 @@ def main(args: Args) -> None:
 
     first = int(min(column[0, 0] for column in columns.values()))
     begun = first // args.bin * args.bin
-    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     header = {
         "machine": machine(),
-        "versions": f"python {platform.python_version()}, {packages}",
-        "commit": " then ".join(args.commit or [head]),
+        "versions": versions(),
+        "commit": " then ".join(args.commit or [commit()]),
         "command": command(script, run_args) + f"; resumed at agent step {begun:,}" * bool(begun),
         "seed": run_args["seed"],
         "written by": f"python benchmark/curve.py runs/NAME --bin {args.bin}",

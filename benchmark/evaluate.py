@@ -6,19 +6,14 @@ Rewards are unclipped and lives do not end an episode. Actor-critics sample thei
 methods are ε-greedy with ε = 0.05. The last column holds the returns of the single episodes.
 """
 
-import platform
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import tyro
-from curve import PACKAGES, machine, version
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmark" / "results"
+from provenance import RESULTS, ROOT, header
 
 
 @dataclass
@@ -28,13 +23,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    git = ["git", "rev-parse", "HEAD"]
-    head = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    print(f"# machine: {machine()}")
-    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-    print(f"# versions: python {platform.python_version()}, {packages}")
-    print(f"# commit: {head}")
-    print(f"# command: python benchmark/evaluate.py --eval-episodes {args.eval_episodes}")
+    print(header(f"python benchmark/evaluate.py --eval-episodes {args.eval_episodes}"), end="")
     print("run,steps,episodes,mean_return,standard_deviation,returns", flush=True)
     for run_dir in sorted(path.parent for path in RESULTS.glob("*/checkpoint.pt")):
         script = run_dir.name.split("__")[1]

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tyro
+from provenance import RESULTS, ROOT, read
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmark" / "results"
 FIGURES = ROOT / "docs" / "figures"
 GREY = "#808080"  # readable on white and on black
 COLOURS = {
@@ -186,11 +186,10 @@ FIGURES_TO_DRAW = [
 ]
 
 
-def read(file: Path, column: str) -> dict[float, float]:
+def points(file: Path, column: str) -> dict[float, float]:
     """Steps in millions, and values of a column without its empty cells."""
-    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
-    rows = [row for row in csv.DictReader(lines) if row[column]]
-    return {float(row["step"]) / 1e6: float(row[column]) for row in rows}
+    rows = read(file)[1]
+    return {float(row["step"]) / 1e6: float(row[column]) for row in rows if row[column]}
 
 
 def digest(figure: Figure) -> str:
@@ -213,7 +212,7 @@ def draw(figure: Figure) -> None:
     canvas, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for axes, (column, label) in zip(grid.flat, figure.panels, strict=True):
         for curve in figure.curves:
-            seeds = [read(file, column) for file in curve.files]
+            seeds = [points(file, column) for file in curve.files]
             line = {"color": curve.colour, "linewidth": 1.8}
             if figure.each_seed:
                 for seed in seeds:
@@ -256,8 +255,8 @@ def is_current(figure: Figure) -> bool:
     return bool(found) and found[1] == digest(figure)
 
 
-def main() -> None:
-    if "--check" in sys.argv:
+def main(check: bool = False) -> None:
+    if check:
         old = [figure.name for figure in FIGURES_TO_DRAW if not is_current(figure)]
         if old:
             sys.exit(f"older than their data: {', '.join(old)}; run python benchmark/plot.py")
@@ -267,4 +266,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

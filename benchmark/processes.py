@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from curve import PACKAGES, machine, version
+from provenance import header, machine
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = """
@@ -93,9 +93,6 @@ def launch(args: Args, method: str, num_workers: int) -> tuple[float, float]:
 
 
 def main(args: Args) -> None:
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT
-    ).stdout.strip()
     rows = []
     for repeat in range(args.repeats):
         for method in ("fork", "forkserver", "spawn"):
@@ -107,20 +104,9 @@ def main(args: Args) -> None:
             )
             print(*rows[-1], flush=True)
     with open(args.out, "w", newline="") as file:
-        print(
-            f"# machine: {machine()}; load at the end, of its own: {os.getloadavg()[0]:.1f}",
-            file=file,
-        )
-        print(
-            f"# versions: python {sys.version.split()[0]}, "
-            + ", ".join(f"{p} {version(p)}" for p in PACKAGES),
-            file=file,
-        )
-        print(f"# commit: {head}", file=file)
-        print(
-            f"# command: python benchmark/processes.py --out {args.out} --repeats {args.repeats}",
-            file=file,
-        )
+        command = f"python benchmark/processes.py --out {args.out} --repeats {args.repeats}"
+        loaded = f"{machine()}; load at the end, of its own: {os.getloadavg()[0]:.1f}"
+        file.write(header(command, machine=loaded))
         writer = csv.writer(file)
         writer.writerow(
             (

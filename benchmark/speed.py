@@ -15,7 +15,6 @@ random actions of a run's beginning need no network.
 
 import csv
 import os
-import platform
 import re
 import signal
 import statistics
@@ -30,7 +29,7 @@ from typing import Any
 
 import processes
 import tyro
-from curve import PACKAGES, machine, version
+from provenance import header, machine, output, read
 
 BENCHMARK = Path(__file__).resolve().parent
 ROOT = BENCHMARK.parent
@@ -205,22 +204,15 @@ def configurations(args: Args, workers: tuple) -> dict[tuple[str, int], list[str
     return commands
 
 
-def output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.strip()
-
-
 def measure(args: Args) -> None:
-    own = f"python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES)
-    header = {
-        "machine": f"{machine()}; load before: {os.getloadavg()[0]:.1f}",
-        "versions": own,
-        "peers": output(args.peers_python, "-c", VERSIONS) if args.peers_python else "not timed",
-        "commit": output("git", "rev-parse", "HEAD"),
-        "command": f"python benchmark/speed.py --seconds {args.seconds:g} --rounds {args.rounds} "
-        f"--launches {args.launches} --peers-python PATH; Breakout, the scripts with seed 1",
-    }
+    command = (
+        f"python benchmark/speed.py --seconds {args.seconds:g} --rounds {args.rounds} "
+        f"--launches {args.launches} --peers-python PATH; Breakout, the scripts with seed 1"
+    )
+    peers = output(args.peers_python, "-c", VERSIONS) if args.peers_python else "not timed"
+    idle = f"{machine()}; load before: {os.getloadavg()[0]:.1f}"
     with args.out.open("w", newline="") as file:
-        file.writelines(f"# {name}: {value}\n" for name, value in header.items())
+        file.write(header(command, machine=idle, peers=peers))
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for launch in range(args.launches):
@@ -257,8 +249,8 @@ def spread(values: list[float], digits: int) -> str:
 def report(path: Path) -> None:
     """Prints the medians, ranges and ratios of a CSV, as Markdown. A ratio is of two turns in the same round."""
     values = {column: {} for column in COLUMNS[3:]}
-    lines = path.read_text().splitlines()
-    for row in csv.DictReader(line for line in lines if not line.startswith("#")):
+    head, rows = read(path)
+    for row in rows:
         for column in values:
             if row[column]:
                 values[column].setdefault((row["what"], int(row["workers"])), []).append(
@@ -278,7 +270,7 @@ def report(path: Path) -> None:
     print(
         "The same for each core at work (one for each worker, until there are no more), and for each worker:\n"
     )
-    cores = int(re.search(r"(\d+) cores", lines[0])[1])
+    cores = int(re.search(r"(\d+) cores", head["machine"])[1])
     median = {key: statistics.median(of_key) for key, of_key in rates.items()}
     cell = {
         (name, n): f"{rate / min(n, cores):.0f}, {rate / n:.0f}"

@@ -7,19 +7,18 @@ run that collapses ends with an entropy of 0; a policy that draws both actions a
 0.69. It needs an otherwise idle machine, since busy cores change how the workers interleave.
 """
 
-import platform
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.append(str(ROOT / "benchmark"))
 from cartpole import run
-from curve import PACKAGES, machine, version
+from provenance import header
 
 
 def train_and_evaluate(eps: float, seed: int) -> tuple[str, str]:
@@ -36,14 +35,8 @@ def train_and_evaluate(eps: float, seed: int) -> tuple[str, str]:
 
 
 def main() -> None:
-    git = ["git", "rev-parse", "HEAD"]
-    head = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    versions = [f"python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)]
-    print(f"# machine: {machine()}")
-    print(f"# versions: {', '.join(versions)}")
-    print(f"# commit: {head}")
-    print("# command: python a3c.py --env-id CartPole-v1 --rms-eps EPS --seed SEED")
-    print("# written by: python benchmark/studies/cartpole_eps.py")
+    command = "python a3c.py --env-id CartPole-v1 --rms-eps EPS --seed SEED"
+    print(header(command, written_by="python benchmark/studies/cartpole_eps.py"), end="")
     print("eps,seed,mean_return,entropy")
     for eps in (0.01, 0.1):
         for seed in range(1, 9):
@@ -51,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -20,25 +20,22 @@ for benchmark/results/trained_units.csv.
 
 import csv
 import importlib
-import platform
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import torch
+import tyro
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path += [str(ROOT), str(ROOT / "benchmark")]
-from curve import PACKAGES, machine, version
-from speed import output
+from provenance import RESULTS, header, read
 
-RESULTS = ROOT / "benchmark" / "results"
 OUT = RESULTS / "dead_units.csv"
 SETTINGS = "script", "game", "learning_rate", "rms_alpha", "rms_eps", "q_gain"
 MEASURED = "step", "conv1", "conv2", "hidden", "spread"
@@ -109,7 +106,7 @@ def network_and_screens(name: str, env_id: str) -> tuple[nn.Module, torch.Tensor
 def measure_trained() -> None:
     """Writes a row for each trained network on Atari."""
     with (RESULTS / "trained_units.csv").open("w", newline="") as file:
-        write_header(file)
+        file.write(header("python benchmark/studies/dead_units.py"))
         writer = csv.writer(file)
         writer.writerow(("script", "env_id", *MEASURED))
         for path in sorted(RESULTS.glob("*NoFrameskip*/checkpoint.pt")):
@@ -121,8 +118,9 @@ def measure_trained() -> None:
             writer.writerow((name, env_id, int(checkpoint["steps"].sum()), *figures))
 
 
-def watch(run_settings: tuple[str, ...], writer) -> None:
-    """Makes one run, and writes a row for each of its checkpoints."""
+def watch(run_settings: tuple[str, ...]) -> list[tuple]:
+    """Makes one run, and returns a row for each of its checkpoints."""
+    rows: list[tuple] = []
     name, game, learning_rate, rms_alpha, rms_eps, q_gain = run_settings
     env_id = f"{game}NoFrameskip-v4"
     network, states = network_and_screens(name, env_id)
@@ -150,37 +148,29 @@ def watch(run_settings: tuple[str, ...], writer) -> None:
                     step = int(checkpoint["steps"].sum())
                     network.load_state_dict(checkpoint["params"])
                     figures = [f"{figure:.4f}" for figure in measure(network, states)]
-                    writer.writerow((*run_settings, step, *figures))
+                    rows.append((*run_settings, step, *figures))
         finally:
             run.send_signal(signal.SIGINT)
             run.wait()
-
-
-def write_header(file: TextIO) -> None:
-    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-    print(f"# machine: {machine()}", file=file)
-    print(f"# versions: python {platform.python_version()}, {packages}", file=file)
-    print(f"# commit: {output('git', 'rev-parse', 'HEAD')}", file=file)
-    print("# command: python benchmark/studies/dead_units.py", file=file)
+    return rows
 
 
 def main() -> None:
     measure_trained()
     done = set()
     if OUT.exists():
-        lines = [line for line in OUT.read_text().splitlines() if not line.startswith("#")]
-        done = {tuple(row[name] for name in SETTINGS) for row in csv.DictReader(lines)}
+        done = {tuple(row[name] for name in SETTINGS) for row in read(OUT)[1]}
     with OUT.open("a", newline="") as file:
         writer = csv.writer(file)
         if not done:
-            write_header(file)
+            file.write(header("python benchmark/studies/dead_units.py"))
             writer.writerow((*SETTINGS, *MEASURED))
         for run in RUNS:
             if run not in done:
-                watch(run, writer)
+                writer.writerows(watch(run))  # at its end: an interrupted run is made again
                 file.flush()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    tyro.cli(main, description=__doc__)

@@ -6,20 +6,19 @@ The mean square g of a parameter whose gradient is always 0 shrinks by α with e
 among the denormal numbers, where arithmetic is slow on some processors. It needs an idle machine.
 """
 
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
+import tyro
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmark")]
 
-from curve import PACKAGES, machine, version
+from provenance import header
 
 import a3c
 
@@ -41,12 +40,7 @@ def seconds_per_update(checkpoint: dict, flush: bool) -> float:
 
 
 def main() -> None:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    print(f"# machine: {machine()}")
-    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-    print(f"# versions: python {platform.python_version()}, {packages}")
-    print(f"# commit: {commit.strip()}")
-    print("# command: python benchmark/studies/denormals.py")
+    print(header("python benchmark/studies/denormals.py"), end="")
     print("run,denormal_share,ms_with_denormals,ms_flushed")
     for path in sorted((ROOT / "benchmark/results").glob("*/checkpoint.pt")):
         torch.set_flush_denormal(False)  # with it they would count as 0
@@ -61,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

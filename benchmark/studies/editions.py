@@ -8,30 +8,27 @@ needs an otherwise idle Linux machine, and takes two minutes.
 """
 
 import csv
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import tyro
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.append(str(ROOT / "benchmark"))
-from curve import PACKAGES, machine, version
-from speed import output, spread, take_turns, train
+from provenance import commit, header
+from speed import spread, take_turns, train
 
 FIRST_EDITION = "40b9e66"
 ROUNDS = 15
 
 
 def main() -> None:
-    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     file = (ROOT / "benchmark" / "results" / "editions.csv").open("w", newline="")
     with file, tempfile.TemporaryDirectory() as first:
-        print(f"# machine: {machine()}", file=file)
-        print(f"# versions: python {platform.python_version()}, {packages}", file=file)
-        commits = f"{FIRST_EDITION} (first), {output('git', 'rev-parse', 'HEAD')} (second)"
-        print(f"# commits: {commits}", file=file)
-        print("# command: python benchmark/studies/editions.py", file=file)
+        commits = f"{FIRST_EDITION} (first), {commit()} (second)"
+        file.write(header("python benchmark/studies/editions.py", commit=commits))
         writer = csv.writer(file)
         writer.writerow(("script", "workers", "edition", "round", "steps_per_second"))
         for script, workers in ("a3c", 1), ("a3c", 16), ("a2c", 16):
@@ -52,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -10,7 +10,6 @@ takes three minutes.
 """
 
 import csv
-import platform
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from variants import command
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.append(str(ROOT / "benchmark"))
-from curve import PACKAGES, machine, version
-from speed import BENCHMARK, PEERS, VERSIONS, output, play, spread, take_turns, train
+from provenance import header, machine, output
+from speed import BENCHMARK, PEERS, VERSIONS, play, spread, take_turns, train
 
 PEER_VERSIONS = VERSIONS.replace('"pfrl", ', "")
 THREADS = "torch.set_num_threads(min(args.num_workers, num_cores()))"
@@ -61,15 +60,10 @@ def programs(args: Args, folder: Path) -> dict[tuple[str, int], list[str]]:
 
 def main(args: Args) -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     with args.out.open("w", newline="") as file, tempfile.TemporaryDirectory() as folder:
-        print(f"# machine: {machine()}, {gpu}", file=file)
-        print(f"# versions: python {platform.python_version()}, {packages}", file=file)
-        if args.peers_python:
-            print(f"# peers: {output(args.peers_python, '-c', PEER_VERSIONS)}", file=file)
-        print(f"# commit: {output('git', 'rev-parse', 'HEAD')}", file=file)
         line = f"python benchmark/studies/many_cores.py --rounds {args.rounds} --peers-python PATH"
-        print(f"# command: {line}", file=file)
+        peers = output(args.peers_python, "-c", PEER_VERSIONS) if args.peers_python else "not timed"
+        file.write(header(line, machine=f"{machine()}, {gpu}", peers=peers))
         rates = take_turns(programs(args, Path(folder)), args.rounds, seconds=1.0)
         writer = csv.writer(file)
         writer.writerow(("what", "workers", "round", "steps_per_second"))

@@ -31,12 +31,10 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path += [str(ROOT), str(ROOT / "benchmark")]
-from curve import PACKAGES, machine, version
-from speed import output
+from provenance import RESULTS, header
 
 import a2c
 
-RESULTS = ROOT / "benchmark" / "results" / "screening"
 ROW = 50_000  # agent steps for each row of a file
 COLUMNS = "step,return,episodes,ev,units_conv,units_hidden,spread,entropy,grad_norm,rms_g"
 RUNS = {  # what differs from the defaults for images; g_start is where g starts
@@ -132,7 +130,8 @@ def screen(game: str, run: str, seed: int, stop_after: int) -> None:
     g_start = changes.pop("g_start")
     args = a2c.Args(env_id=f"{game}NoFrameskip-v4", seed=seed, **changes)
     args = a2c.choose_defaults(args, images=True)
-    commit = output("git", "rev-parse", "HEAD")
+    command = f"python benchmark/studies/screening.py --run {run} --game {game} --seed {seed}"
+    head = header(command, settings=vars(args) | {"g_start": g_start})
 
     torch.manual_seed(args.seed)
     a2c.action_rng.seed(args.seed)
@@ -188,21 +187,15 @@ def screen(game: str, run: str, seed: int, stop_after: int) -> None:
             window = []
 
     with path(game, run, seed).open("w") as file:
-        print(f"# machine: {machine()}", file=file)
-        print("# versions: " + ", ".join(f"{p} {version(p)}" for p in PACKAGES), file=file)
-        print(f"# commit: {commit}", file=file)
-        command = f"python benchmark/studies/screening.py --run {run} --game {game} --seed {seed}"
-        print(f"# written by: {command}", file=file)
-        print(f"# settings: {vars(args) | {'g_start': g_start}}", file=file)
+        file.write(head)
         csv.writer(file).writerows([COLUMNS.split(","), *rows])
 
 
 def path(game: str, run: str, seed: int) -> Path:
-    return RESULTS / f"{game}_{run}_{seed}.csv"
+    return RESULTS / "screening" / f"{game}_{run}_{seed}.csv"
 
 
 def main(args: Args) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
     if args.run:
         screen(args.game, args.run, args.seed, args.stop_after)
         return

@@ -9,7 +9,6 @@ machine, and takes some five minutes by default.
 """
 
 import csv
-import platform
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.append(str(ROOT / "benchmark"))
-from curve import PACKAGES, machine, version
-from speed import output, spread, take_turns, train
+from provenance import header
+from speed import spread, take_turns, train
 
 ACT = """    logits, _ = network(torch.as_tensor(obs)[None])  # (1, num_actions)
     probs = logits[0].softmax(0).tolist()
@@ -117,12 +116,8 @@ def main(args: Args) -> None:
     for script, workers, name, replacements in VARIANTS:
         groups.setdefault((script, workers), {"as it is": {}})[name] = replacements
 
-    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     with args.out.open("w", newline="") as file, tempfile.TemporaryDirectory() as temporary:
-        print(f"# machine: {machine()}", file=file)
-        print(f"# versions: python {platform.python_version()}, {packages}", file=file)
-        print(f"# commit: {output('git', 'rev-parse', 'HEAD')}", file=file)
-        print(f"# command: python benchmark/studies/variants.py --rounds {args.rounds}", file=file)
+        file.write(header(f"python benchmark/studies/variants.py --rounds {args.rounds}"))
         writer = csv.writer(file)
         writer.writerow(("script", "workers", "variant", "round", "steps_per_second"))
         print("| | workers | variant | steps per second | to the script as it is |")

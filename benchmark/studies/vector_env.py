@@ -9,14 +9,15 @@ medians. It needs an otherwise idle Linux machine, and takes a minute.
 """
 
 import csv
-import platform
 import sys
 from pathlib import Path
 
+import tyro
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.append(str(ROOT / "benchmark"))
-from curve import PACKAGES, machine, version
-from speed import output, spread, take_turns
+from provenance import header
+from speed import spread, take_turns
 
 ROUNDS = 15
 OWN = """
@@ -59,13 +60,9 @@ def main() -> None:
         "a2c.py's environments": [sys.executable, "-c", OWN.format(root=str(ROOT))],
         "AtariVectorEnv": [sys.executable, "-c", VECTOR],
     }
-    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     rates = take_turns(commands, ROUNDS, seconds=1.0)
     with (ROOT / "benchmark" / "results" / "vector_env.csv").open("w", newline="") as file:
-        print(f"# machine: {machine()}", file=file)
-        print(f"# versions: python {platform.python_version()}, {packages}", file=file)
-        print(f"# commit: {output('git', 'rev-parse', 'HEAD')}", file=file)
-        print("# command: python benchmark/studies/vector_env.py", file=file)
+        file.write(header("python benchmark/studies/vector_env.py"))
         writer = csv.writer(file)
         writer.writerow(("what", "round", "steps_per_second"))
         for what, of_what in rates.items():
@@ -76,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)
