@@ -45,6 +45,7 @@ import logging
 import math
 import os
 import random
+import shlex
 import shutil
 import signal
 import sys
@@ -58,7 +59,7 @@ from datetime import datetime
 from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TextIO
 
 # Set before torch is imported: its idle threads spin briefly, then leave the cores to the games.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -73,6 +74,9 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+if sys.platform != "win32":
+    import fcntl
 
 SCRIPT = Path(__file__)  # checkpoints hold its name, and other scripts' are refused
 torch.set_num_threads(1)  # until the processes are forked: a thread pool would not survive
@@ -203,6 +207,8 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
     sign. Raises UnsupportedEnvironment, or Gymnasium's own errors.
     """
     module, _, name = env_id.rpartition(":")
+    if env_id.startswith((".", ":")):
+        raise UnsupportedEnvironment("a module is named without its path: my_envs:Name-v0")
     if module:
         importlib.import_module(module)  # registers the environment
     spec = gym.registry.get(name)
@@ -715,7 +721,7 @@ class Recorder:
         self.writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("arguments", f"|flag|value|\n|-|-|\n{table}", start)
-        self.on_terminal = sys.stderr.isatty()
+        self.on_terminal = sys.stderr is not None and sys.stderr.isatty()
         self.bar = tqdm(
             total=args.total_timesteps,
             initial=min(start, args.total_timesteps),
@@ -862,7 +868,10 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     # Without a time limit of the environment's own, an episode might never end.
     limit = (env.spec and env.spec.max_episode_steps) or 100_000
     if args.capture_video:
-        env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
+        try:
+            env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
+        except OSError as error:  # a folder that cannot be written
+            bad_input(f"--capture-video: {error}")
 
     returns = []
     with env:
@@ -908,7 +917,7 @@ BOUNDS = {  # the smallest and the largest value of each number among the argume
     "learning_rate": (0, 1e6),
     "rms_alpha": (0, 1),
     "rms_eps": (0, 1e6),
-    "max_grad_norm": (0, math.inf),
+    "max_grad_norm": (1e-6, math.inf),
     "checkpoint_interval": (0, math.inf),
     "eval_episodes": (1, 10**6),
 }
@@ -963,12 +972,39 @@ def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
         if checkpoint:
             shared.restore(checkpoint)
         run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
-        if shared.steps.sum() < args.total_timesteps:  # a complete run stays as it is
-            (run_dir / "args.json").write_text(json.dumps(asdict(args), indent=2) + "\n")
     except (OSError, RuntimeError) as error:
         bad_input(f"cannot start a run in {run_dir}: {error}")
     print(f"{SCRIPT.name}: run folder {run_dir}", flush=True)
     return shared, run_dir
+
+
+def claim_run(args: Args, run_dir: Path) -> TextIO:
+    """Writes the run's args.json, and locks it until it is closed or this process ends.
+
+    Refuses a run that another process is training. Windows has no such locks.
+    """
+    try:
+        file = (run_dir / "args.json").open("a")
+        lock(file)
+        file.truncate(0)
+        print(json.dumps(asdict(args), indent=2), file=file, flush=True)
+    except BlockingIOError:
+        bad_input(f"another process is training the run in {run_dir}: stop it first")
+    except OSError as error:
+        bad_input(f"cannot start a run in {run_dir}: {error}")
+    return file
+
+
+def lock(file: TextIO) -> None:
+    """Raises BlockingIOError if another process has locked the file."""
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        pass
 
 
 def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None:
@@ -1047,7 +1083,7 @@ def main(args: Args) -> list[float] | None:
     sequence = np.random.SeedSequence([args.seed, start])  # a resumed run gets new seeds
     seeds = sequence.generate_state(args.num_workers).tolist()
     lost = True
-    with StopSignals(shared.stop) as signals:
+    with claim_run(args, run_dir), StopSignals(shared.stop) as signals:
         envs = start_workers(args, seeds, shared.stop)
         try:
             torch.set_num_threads(min(args.num_workers, num_cores()))
@@ -1069,7 +1105,7 @@ def main(args: Args) -> list[float] | None:
             saved = save_checkpoint(shared, args, run_dir)
             complete = saved and not lost and not signals.signum
             if not complete and (run_dir / "checkpoint.pt").exists():
-                warn(f"to continue: python {SCRIPT.name} --resume {run_dir}")
+                warn(f"to continue: python {SCRIPT.name} --resume {shlex.quote(str(run_dir))}")
 
     if not complete:
         sys.exit(128 + signals.signum if signals.signum else 1)

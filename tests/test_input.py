@@ -46,6 +46,7 @@ def refuses(script, capsys, monkeypatch, **flags) -> str:
         ({"learning_rate": math.nan}, "--learning-rate"),
         ({"learning_rate": math.inf}, "--learning-rate"),
         ({"rms_eps": -1.0}, "--rms-eps"),
+        ({"max_grad_norm": 0.0}, "--max-grad-norm must be from 1e-06 to inf, not 0.0"),
         ({"init": "xavier"}, "--init must be orthogonal or paper, not xavier"),
         ({"capture_video": True}, "--capture-video needs --evaluate"),
         ({"resume": "here", "evaluate": "there"}, "--resume and --evaluate exclude each other"),
@@ -55,6 +56,8 @@ def refuses(script, capsys, monkeypatch, **flags) -> str:
         ({"env_id": "CartPole-v99"}, "CartPole-v99"),
         ({"env_id": "no_such_module:Env-v0"}, "no_such_module"),
         ({"env_id": "toy_envs:Nonsense-v0"}, "Nonsense"),
+        ({"env_id": "./toy_envs:Nonsense-v0"}, "without its path"),
+        ({"env_id": ":Nonsense-v0"}, "without its path"),
         ({"env_id": "Pendulum-v1"}, "Discrete"),
         ({"env_id": "FrozenLake-v1"}, "Box"),
         ({"env_id": "toy_envs:Dict-v0"}, "Box"),
@@ -96,6 +99,14 @@ def test_a_video_of_what_renders_none(script, capsys, monkeypatch, trained, kind
     flags = {"env_id": f"toy_envs:{kind}-v0", "evaluate": str(trained), "capture_video": True}
     assert told in refuses(script, capsys, monkeypatch, **flags)
     assert not (trained / "videos").exists()
+
+
+@OF_ONE
+def test_a_video_that_cannot_be_written(script, capsys, monkeypatch, trained, tmp_path):
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    (run_dir / "videos").write_text("where the folder should be")
+    flags = {"env_id": "toy_envs:Images-v0", "evaluate": str(run_dir), "capture_video": True}
+    assert "--capture-video: " in refuses(script, capsys, monkeypatch, **flags)
 
 
 @OF_ONE

@@ -281,6 +281,27 @@ def test_a_stopped_run_goes_on_from_the_command_line(script, launch):
         assert 1e-3 * (1 - step / total) <= rate <= 1e-3 * (1 - (step - 500) / total) + 1e-9
 
 
+@OF_FEW
+def test_a_run_in_training_is_not_resumed(script, launch):
+    flags = ["--env-id", "toy_envs:Told-v0", "--num-workers", 2, "--checkpoint-interval", 0]
+    run = launch(script, *flags, "--total-timesteps", 10**9)
+    run.workers()
+    wait_for(lambda: (run.run_dir / "checkpoint.pt").exists())
+    before = (run.run_dir / "args.json").read_text()
+
+    code, _, err = launch(script, "--resume", run.run_dir, "--gamma", 0.5).ends()
+    assert code == 2 and f"another process is training the run in {run.run_dir}" in err
+    assert (run.run_dir / "args.json").read_text() == before and run.returncode is None
+
+    os.kill(run.pid, signal.SIGKILL)  # which must leave no lock
+    run.ends()
+    steps = int(checkpoint(run.run_dir)["steps"].sum())
+    flags = ["--gamma", 0.5, "--total-timesteps", steps + 100]
+    code, _, err = launch(script, "--resume", run.run_dir, *flags).ends()
+    assert code == 0, err
+    assert json.loads((run.run_dir / "args.json").read_text())["gamma"] == 0.5
+
+
 @pytest.mark.parametrize("name", [".", "checkpoint.pt"])
 def test_resuming_restores_what_was_saved(script, trained, tmp_path, name):
     run_dir = shutil.copytree(trained, tmp_path / "run")
