@@ -82,11 +82,11 @@ def scalars(run_dir: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
-def wait_for(condition, seconds: float = 60):
+def wait_for(condition, seconds: float = 120):
     """What the condition returns, once that is true."""
     end = time.monotonic() + seconds
     while not (result := condition()):
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"not true within {seconds} seconds"
         time.sleep(0.02)
     return result
 
@@ -143,13 +143,14 @@ class Run:
         return self.process.exitcode
 
     def workers(self, number: int = 2) -> list[int]:
-        """Process ids of the workers, once all of them have played the toy that tells."""
+        """Process ids of the workers, once all of them have reported, by a file, that they play."""
         if self.argv[0].endswith("a2c.py"):
             number = min(number, len(os.sched_getaffinity(0)))
         wait_for(lambda: len(list(self.started.iterdir())) == number or self.returncode is not None)
+        assert self.returncode is None, self.err.read_text()
         return [int(file.name) for file in self.started.iterdir()]
 
-    def ends(self, seconds: float = 60) -> tuple[int, str, str]:
+    def ends(self, seconds: float = 120) -> tuple[int, str, str]:
         """Exit code, stdout and stderr, once no process of the group is left."""
         wait_for(lambda: self.returncode is not None, seconds)
         wait_for(lambda: not self.alive(), 10)

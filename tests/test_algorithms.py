@@ -27,18 +27,20 @@ FLAGS = {"init": "paper", "learning_rate": 0.01, "rms_eps": 1e-3, "max_grad_norm
 FLAGS |= {"rms_alpha": 0.99}
 VALUE_FLAGS = {"target_interval": 12, "exploration_steps": 30}
 ACTOR_CRITIC_FLAGS = {"ent_coef": 0.1, "vf_coef": 0.3}
+ASYNCHRONOUS = [onestep_q_async, sarsa_async, nstep_q_async, a3c]
 TOYS = [f"toy_envs:{kind}-v0" for kind in ("Terminates", "Truncates", "LosesLives", "Square")]
 
 
-class Recorder(gym.Wrapper):
+class RecordSteps(gym.Wrapper):
     """Keeps the steps since the last update: what it was told and what it answered."""
 
     def __init__(self, env):
         super().__init__(env)
-        self.steps = []
+        self.steps, self.seeds = [], []
 
-    def reset(self, **kwargs):
-        obs, info = self.env.reset(**kwargs)
+    def reset(self, *, seed=None, options=None):
+        self.seeds.append(seed)
+        obs, info = self.env.reset(seed=seed, options=options)
         self.obs = np.array(obs)
         return obs, info
 
@@ -97,14 +99,17 @@ class FakePipe(list):
         pass
 
 
-def play(monkeypatch, script, envs, rank=0, start=0, others=0, seed=1, worker_seed=1, **flags):
+def play(
+    monkeypatch, script, envs, rank=0, start=0, others=0, meddle=0.0, seed=1, worker_seed=1, **flags
+):
     """Runs one worker, or a2c's coordinator, here; returns its updates and their segments.
 
-    After each update the other workers seem to have made `others` steps.
+    After each update the other workers seem to have made `others` steps. Whenever the worker draws
+    an action, they seem to make an update, which adds `meddle` to θ.
     """
     value_method = script.__name__ in VALUE_METHODS
     flags = FLAGS | (VALUE_FLAGS if value_method else ACTOR_CRITIC_FLAGS) | flags
-    envs = [Recorder(script.make_env(env) if isinstance(env, str) else env) for env in envs]
+    envs = [RecordSteps(script.make_env(env) if isinstance(env, str) else env) for env in envs]
     num_workers = len(envs) + rank + bool(others)
     args = script.Args(num_workers=num_workers, seed=seed, **flags)
     torch.manual_seed(seed)
@@ -114,17 +119,25 @@ def play(monkeypatch, script, envs, rank=0, start=0, others=0, seed=1, worker_se
     if value_method:  # a target network that differs from θ
         shared.refresh_target(0, script.make_network(envs[0], "paper").state_dict())
     act, update = script.act, script.Shared.rmsprop_update
-    updates, acts, pipe = [], [], FakePipe()
+    prepare = script.prepare_worker
+    updates, acts, seeds, pipe = [], [], [], FakePipe()
+    snapshot = {}
 
     def recorded_act(network, obs, *epsilon):
-        assert all(torch.equal(p, shared.theta[name]) for name, p in network.named_parameters())
+        if not acts:  # the first of a segment
+            snapshot.update(clone(shared.theta))
+        assert all(torch.equal(p, snapshot[name]) for name, p in network.named_parameters())
+        if meddle:
+            for param in shared.theta.values():
+                param += meddle
+            shared.updates[-1] += 1
         action = act(network, obs, *epsilon)
         pairs = zip(obs.numpy(), action, strict=True) if script is a2c else [(obs, action)]
         acts.extend((np.array(one), chosen, *epsilon) for one, chosen in pairs)
         return action
 
     def recorded_update(shared, grads, lr, alpha, eps):
-        tensors = {name: clone(getattr(shared, name, {})) for name in ("theta", "target")}
+        tensors = {"theta": clone(snapshot), "target": clone(getattr(shared, "target", {}))}
         segments = [env.steps for env in envs]
         grads = [grad.clone() for grad in grads]
         updates.append(
@@ -136,21 +149,29 @@ def play(monkeypatch, script, envs, rank=0, start=0, others=0, seed=1, worker_se
         update(shared, grads, lr, alpha, eps)
         shared.steps[-1] += others
 
+    def recorded_prepare(seed):
+        seeds.append(seed)
+        prepare(seed)
+
     with monkeypatch.context() as patch:
         patch.setattr(script, "make_env", lambda env_id: envs[0])
         patch.setattr(script, "act", recorded_act)
         patch.setattr(script.Shared, "rmsprop_update", recorded_update)
         patch.setattr(script.signal, "signal", lambda *arguments: None)
+        patch.setattr(script, "prepare_worker", recorded_prepare)
         if script is a2c:
             fake = FakeEnvironments(envs, worker_seed)
             a2c.coordinator(args, shared, network, fake, worker_seed, pipe)
         else:
-            script.run_worker(rank, args, [worker_seed] * num_workers, shared, [pipe] * num_workers)
+            worker_seeds = [*range(worker_seed, worker_seed + num_workers)]
+            script.run_worker(rank, args, worker_seeds, shared, [pipe] * num_workers)
+            assert seeds == [worker_seeds[rank]]
     expected = [sum(len(u.segments[n]) for u in updates) for n in range(len(envs))]
     expected[0] += start
     expected = [0] * rank + expected + [others * len(updates)] * bool(others)
     assert shared.steps.tolist() == expected
-    assert int(shared.updates.sum()) == len(updates)
+    if not meddle:
+        assert int(shared.updates.sum()) == len(updates)
     return SimpleNamespace(args=args, envs=envs, updates=updates, shared=shared, sent=pipe)
 
 
@@ -248,6 +269,28 @@ def test_an_updates_gradient_is_the_papers(script, monkeypatch, env_id, num_step
     assert [update.lr for update in played.updates] == pytest.approx(rates)
 
 
+@pytest.mark.parametrize("script", ASYNCHRONOUS)
+def test_a_segment_is_played_and_learned_with_its_snapshot(script, monkeypatch):
+    played = play(monkeypatch, script, TOYS[:1], meddle=1e-3, total_timesteps=31)
+    compare_with_hand(script, played)
+
+
+@pytest.mark.parametrize("script", ASYNCHRONOUS)
+def test_the_learning_rate_decays_with_the_steps_of_all_workers(script, monkeypatch):
+    played = play(monkeypatch, script, TOYS[:1], others=6, total_timesteps=100)
+    step = 0
+    for update in played.updates:
+        assert update.lr == pytest.approx(0.01 * (1 - step / 100))
+        step += len(update.segments[0]) + 6
+
+
+@pytest.mark.parametrize("script", ASYNCHRONOUS)
+def test_only_the_first_reset_gets_the_workers_seed(script, monkeypatch):
+    played = play(monkeypatch, script, TOYS[:1], rank=1, worker_seed=5, total_timesteps=31)
+    first, *rest = played.envs[0].seeds
+    assert first == 6 and rest and set(rest) == {None}
+
+
 @pytest.mark.parametrize("script", [onestep_q_async, nstep_q_async, a3c, a2c])
 def test_the_actions_made_are_those_drawn_for_what_was_seen(script, monkeypatch):
     played = play(monkeypatch, script, ["toy_envs:LosesLives-v0"], total_timesteps=50)
@@ -278,7 +321,12 @@ def test_a2c_sums_up_the_gradients_of_its_segments(monkeypatch, end, life):
     played = play(monkeypatch, a2c, envs, total_timesteps=120)
     compare_with_hand(a2c, played)
     lengths = [[len(segment) for segment in update.segments] for update in played.updates]
-    assert [[3, 5, 5], [3, 5, 2]] == lengths[:2] if end else lengths[:2] == [[3, 4, 5], [3, 4, 5]]
+    expected = [[3, 5, 5], [3, 5, 2]] if end else [[3, 4, 5], [3, 4, 5]]
+    assert lengths[:2] == expected
+    step = 0
+    for update, of_update in zip(played.updates, lengths, strict=True):
+        assert update.lr == pytest.approx(0.01 * (1 - step / 120))
+        step += sum(of_update)
 
 
 def test_a_signal_ends_the_segments_of_a2c_early():
@@ -350,6 +398,14 @@ def test_how_segments_end(script, monkeypatch, env_id, segments):
     assert [stats["charts/episodic_return"] for _, stats in sent] == [sum(range(length + 1))] * 3
 
 
+@pytest.mark.parametrize("script", ASYNCHRONOUS)
+def test_the_lag_counts_the_updates_of_others_since_the_snapshot(script, monkeypatch):
+    played = play(monkeypatch, script, TOYS[:1], meddle=1e-6, total_timesteps=410)
+    (_, stats), *_ = [message for message in played.sent if "async/policy_lag" in message[1]]
+    acts = [len(update.acts) for update in played.updates[:100]]
+    assert stats["async/policy_lag"] == pytest.approx(np.mean(acts))
+
+
 def test_every_100_updates_send_their_means(script, monkeypatch):
     played = play(monkeypatch, script, TOYS[:1], total_timesteps=210, num_steps=1)
     sent = [message for message in played.sent if "charts/learning_rate" in message[1]]
@@ -362,6 +418,12 @@ def test_every_100_updates_send_their_means(script, monkeypatch):
         }
         if script.__name__ in VALUE_METHODS:
             means["charts/epsilon/0"] = np.mean([update.acts[0][2] for update in updates])
+            chosen = [
+                make_network(script, played.envs[0], update.theta)(batch(step.obs))[0, step.action]
+                for update in updates
+                for step in update.segments[0]
+            ]
+            means["losses/q_values"] = np.mean([q.item() for q in chosen])
         assert {tag: stats[tag] for tag in means} == pytest.approx(means)
 
 
@@ -451,8 +513,9 @@ def value_method(request):
     return importlib.import_module(request.param)
 
 
-def test_epsilon_goes_from_1_to_its_final_value(value_method, monkeypatch):
-    flags = dict(total_timesteps=60, exploration_steps=40, num_steps=4)
+@pytest.mark.parametrize("others", [0, 6])
+def test_epsilon_goes_from_1_to_its_final_value(value_method, monkeypatch, others):
+    flags = dict(total_timesteps=60, exploration_steps=40, num_steps=4, others=others)
     played = play(monkeypatch, value_method, TOYS[:1], **flags)
     last = round(played.updates[-1].acts[-1][2], 6)
     assert last in (0.1, 0.01, 0.5)
@@ -460,7 +523,7 @@ def test_epsilon_goes_from_1_to_its_final_value(value_method, monkeypatch):
     for update in played.updates:
         expected = max(last, 1 - (1 - last) * step / 40)
         assert [drawn[2] for drawn in update.acts] == pytest.approx([expected] * len(update.acts))
-        step += len(update.segments[0])
+        step += len(update.segments[0]) + others
 
 
 def test_final_epsilons_have_the_papers_frequencies(value_method):

@@ -199,7 +199,8 @@ def test_a_second_ctrl_c_does_not_wait_for_a_hanging_environment(script, launch)
     assert run.returncode is None
     os.kill(run.pid, signal.SIGINT)
     code, _, err = run.ends()
-    assert code == 130 and err.strip() == how_to_continue(script, run)  # it gives nothing up
+    # No line says that an environment hangs.
+    assert code == 130 and err.strip() == how_to_continue(script, run)
     assert_usable(run.run_dir)
 
 
@@ -370,13 +371,11 @@ def test_what_is_logged(script, trained):
         tags |= {"losses/policy_loss", "losses/value_loss", "losses/entropy"}
     if script.__name__ != "a2c":
         tags |= {"async/policy_lag"}
-        assert min(lag for _, lag in scalars(trained, "async/policy_lag")) >= 0
     logged = EventAccumulator(str(trained)).Reload().Tags()
     assert {re.sub(r"/[01]$", "", tag) for tag in logged["scalars"]} == tags
     assert logged["tensors"] == ["arguments/text_summary"]
-    ((_, speed),) = scalars(trained, "charts/SPS")  # at the end of a short run
-    assert speed > 0
-    assert max(value for _, value in scalars(trained, "losses/explained_variance")) <= 1
+    *_, (step, speed) = scalars(trained, "charts/SPS")  # also at the end of a short run
+    assert step == checkpoint(trained)["steps"].sum() and speed > 0
 
 
 @OF_ONE
@@ -557,7 +556,7 @@ def test_main_from_python(script, tmp_path):
 
 
 def test_a_run_leaves_the_start_method_open(tmp_path):
-    # Of a program that calls main twice: the second run must start its workers as the first did.
+    # In a program that calls main twice, the second run must start its workers as the first did.
     program = f"""
 import multiprocessing, a3c
 a3c.main(a3c.Args("CartPole-v1", total_timesteps=100, num_workers=2, log_dir={str(tmp_path)!r}))
