@@ -460,6 +460,16 @@ def test_a2c_takes_answers_in_the_order_of_its_processes():
     assert envs.receive() == [0, 1, 2]
 
 
+def test_an_a2c_environment_without_an_action_sits_out():
+    workers = SimpleNamespace(processes=[])
+    buffers, stop = a2c.Buffers(np.zeros(1), 3), torch.zeros(1, dtype=torch.bool)
+    envs = a2c.Environments(workers, [], buffers, stop)
+    envs.step({0: 1, 1: 1, 2: 1})
+    envs.step({1: 1})
+    sit_out = a2c.Buffers.SIT_OUT
+    assert envs.actions.tolist() == [sit_out, 1, sit_out]
+
+
 @pytest.mark.parametrize("env_id", ["CartPole-v1", TOYS[3]])
 def test_a2c_repeats_whatever_the_number_of_processes(tmp_path, monkeypatch, env_id):
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)

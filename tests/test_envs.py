@@ -6,6 +6,7 @@ import cv2
 import gymnasium as gym
 import numpy as np
 import pytest
+import toy_envs
 from conftest import OF_FEW, OF_ONE, checkpoint, scalars, train
 
 GAMES = ["BreakoutNoFrameskip-v4", "ALE/Breakout-v5", "ALE/SpaceInvaders-v5"]
@@ -91,6 +92,31 @@ def test_games_start_differently(script):
 
 
 @OF_ONE
+def test_a_reset_plays_0_to_30_no_ops(script):
+    env = script.Atari(toy_envs.Emulator(length=40))
+    env.reset(seed=1)
+    played = set()
+    for _ in range(500):
+        env.reset()
+        played.add(env.unwrapped.t)
+    assert played == {*range(31)}
+
+
+@OF_ONE
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+def test_the_action_repeat_ends_with_the_episode(script, end):
+    for length in range(40, 44):  # the end falls on each of the four repeats
+        env = script.Atari(toy_envs.Emulator(length, end))
+        env.reset(seed=1)
+        start, rewards, over = env.unwrapped.t, 0.0, (False, False)
+        while not any(over):
+            _, reward, *over, _ = env.step(0)
+            rewards += reward
+        assert over == [end == "terminated", end == "truncated"]
+        assert rewards == sum(range(start + 1, length + 1))
+
+
+@OF_ONE
 def test_a_wrapper_registered_around_atari_is_kept(script):
     env = script.make_env("toy_envs:AtariMinus-v0")
     assert env.reset(seed=1)[0].shape == (84, 84, 4)
@@ -157,7 +183,9 @@ def test_images_that_are_not_atari(script, tmp_path, kind):
 
 
 @OF_FEW
-@pytest.mark.parametrize("kind, inputs", [("Matrix", 2 * 3), ("Board", 8 * 8), ("Scalar", 1)])
+@pytest.mark.parametrize(
+    "kind, inputs", [("Matrix", 2 * 3), ("Board", 40 * 40), ("SmallBoard", 8 * 8), ("Scalar", 1)]
+)
 def test_what_is_no_image_is_flattened(script, tmp_path, kind, inputs):
     run_dir = train(script, tmp_path, env_id=f"toy_envs:{kind}-v0", total_timesteps=100)
     params = checkpoint(run_dir)["params"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 import toy_envs
 import tyro
-from conftest import OF_FEW, OF_ONE, VALUE_METHODS, checkpoint, train
+from conftest import OF_FEW, OF_ONE, ROOT, VALUE_METHODS, checkpoint, train
 
 
 def refuses(script, capsys, monkeypatch, **flags) -> str:
@@ -95,7 +95,7 @@ def test_flags_of_a_script(script, capsys, monkeypatch, tmp_path, flags, told):
 @pytest.mark.parametrize(
     "kind, told", [("Terminates", "render_mode"), ("NoImages", "it renders no images")]
 )
-def test_a_video_of_what_renders_none(script, capsys, monkeypatch, trained, kind, told):
+def test_video_of_an_environment_without_images(script, capsys, monkeypatch, trained, kind, told):
     flags = {"env_id": f"toy_envs:{kind}-v0", "evaluate": str(trained), "capture_video": True}
     assert told in refuses(script, capsys, monkeypatch, **flags)
     assert not (trained / "videos").exists()
@@ -177,6 +177,32 @@ def test_what_0_stands_for(script):
         assert getattr(kept, name) == given
 
 
+COLUMNS = {"onestep_q_async": "one-step Q, Sarsa", "sarsa_async": "one-step Q, Sarsa"}
+COLUMNS |= {"nstep_q_async": "n-step Q", "a3c": "a3c.py", "a2c": "a2c.py"}
+
+
+def test_what_0_stands_for_is_in_the_docs(script):
+    """A cell holds the value for images and the one for other observations, or one for both."""
+    page = (ROOT / "docs/hyperparameters.md").read_text(encoding="utf-8")
+    section = page.split("\n## What 0 means\n")[1].split("\n## ")[0]
+    table = [line for line in section.splitlines() if line.startswith("|")]
+    header, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table)
+    args = script.Args()
+    compared = set()
+    for row in rows:
+        name = row[0].strip("`-").replace("-", "_")
+        cell = row[header.index(COLUMNS[script.__name__])]
+        if not cell:
+            assert not hasattr(args, name)
+            continue
+        values = [float(value.replace(",", "")) for value in cell.split(" or ")]
+        chosen = [getattr(script.choose_defaults(args, images), name) for images in (True, False)]
+        assert chosen == [values[0], values[-1]], name
+        compared.add(name)
+    changed = {k for k, v in vars(script.choose_defaults(args, True)).items() if v != vars(args)[k]}
+    assert changed and changed <= compared
+
+
 def test_all_generators_are_seeded(script):
     drawn = []
     for seed in (1, 1, 2):
@@ -187,12 +213,12 @@ def test_all_generators_are_seeded(script):
     assert not set(drawn[0]) & set(drawn[2])
 
 
-def test_a_whole_number_will_do_for_a_fraction(script, tmp_path):
+def test_whole_numbers_are_accepted_for_fractions(script, tmp_path):
     train(script, tmp_path, total_timesteps=10, learning_rate=1, gamma=1, checkpoint_interval=0)
 
 
 @OF_ONE
-def test_numpys_types_will_do(script, tmp_path):
+def test_numpys_types_are_accepted(script, tmp_path):
     numbers = {"total_timesteps": np.int64(10), "learning_rate": np.float32(1e-3)}
     run_dir = train(script, tmp_path, env_id=np.str_("CartPole-v1"), **numbers)
     args = script.load_checkpoint(str(run_dir))[0]["args"]
@@ -201,7 +227,7 @@ def test_numpys_types_will_do(script, tmp_path):
 
 @OF_ONE
 @pytest.mark.parametrize("log_dir", ["file", "file/below"])
-def test_a_folder_that_cannot_be(script, capsys, monkeypatch, tmp_path, log_dir):
+def test_log_dir_cannot_be_created(script, capsys, monkeypatch, tmp_path, log_dir):
     (tmp_path / "file").write_text("here")
     flags = {"env_id": "CartPole-v1", "log_dir": str(tmp_path / log_dir)}
     assert "file" in refuses(script, capsys, monkeypatch, **flags)

@@ -1,11 +1,14 @@
-"""What all scripts compute alike: the update, the initial weights, the logs, repeatable runs."""
+"""What all scripts compute alike: networks, initial weights, updates, logs, repeatable runs."""
 
 import math
+import runpy
 
 import pytest
 import torch
+import toy_envs
 from conftest import OF_FEW, VALUE_METHODS, checkpoint, train
 from torch import nn
+from torch.nn import functional as F
 
 import a3c
 
@@ -34,7 +37,8 @@ def test_rmsprop_is_equations_8_and_9(script):
 
 def test_g_of_a_dead_unit_becomes_0(script):
     """Not a denormal, which slows down every further update."""
-    shared = script.Shared(nn.Linear(5, 10), 1)
+    torch.set_flush_denormal(False)  # it holds for the whole process, and every script sets it
+    shared = runpy.run_path(script.__file__)["Shared"](nn.Linear(5, 10), 1)
     no_grads = [torch.zeros_like(param) for param in shared.theta.values()]
     for _ in range(20):
         shared.rmsprop_update(no_grads, 0.01, 1e-2, 0.1)
@@ -43,7 +47,10 @@ def test_g_of_a_dead_unit_becomes_0(script):
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "toy_envs:Square-v0"])
 def test_gradients_1_2_3_4_arrive_as_1_2_3_4(script, env_id):
-    """With α = 1, g stays 1; with ε = 3 and η = 2, the step is the gradient."""
+    """rmsprop_update makes one whole step of each gradient, and keeps nothing of the last.
+
+    With α = 1, g stays 1; with ε = 3 and η = 2, the step is the gradient.
+    """
     network = script.make_network(script.make_env(env_id), "paper")
     shared = script.Shared(network, 1)
     for k in 1, 2, 3, 4:
@@ -70,6 +77,56 @@ def test_the_shared_state_is_a_copy_of_the_network(script):
     assert all((tensor == 1).all() for tensor in shared.square_avg.values())
 
 
+@pytest.mark.parametrize("script", VALUE_METHODS, indirect=True)
+def test_the_target_starts_as_a_copy_of_theta(script):
+    network = script.make_network(script.make_env("CartPole-v1"), "paper")
+    shared = script.Shared(network, 1)
+    assert same(shared.target, network.state_dict())
+    shared.rmsprop_update([*map(torch.ones_like, network.parameters())], 0.01, 0.99, 0.1)
+    assert same(shared.target, network.state_dict()) and not same(shared.target, shared.theta)
+
+
+def linear(network, name, x):
+    layer = network.get_submodule(name)
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def test_the_network_for_images_is_section_8s(script):
+    torch.manual_seed(1)
+    network = script.make_network(script.make_env("toy_envs:Square-v0"), "paper")
+    (conv1, conv2), hidden = network.convs[::2], network.hidden[0]
+    assert conv1.weight.shape == (16, 4, 8, 8) and conv2.weight.shape == (32, 16, 4, 4)
+    assert hidden.out_features == 256
+    obs = torch.randint(0, 256, (3, 84, 84, 4), dtype=torch.uint8)
+    x = obs.permute(0, 3, 1, 2) / 255
+    x = F.conv2d(x, conv1.weight, conv1.bias, stride=4).relu()
+    x = F.conv2d(x, conv2.weight, conv2.bias, stride=2).relu()
+    x = linear(network, "hidden.0", x.permute(0, 2, 3, 1).flatten(1)).relu()
+    if script.__name__ in VALUE_METHODS:
+        expected = linear(network, "q", x)
+    else:
+        expected = linear(network, "policy", x), linear(network, "value", x).squeeze(1)
+    torch.testing.assert_close(network(obs), expected)
+    torch.testing.assert_close(network(obs / 255), expected)  # other types are taken as they are
+
+
+def test_the_network_for_other_observations_is_an_mlp(script):
+    torch.manual_seed(1)
+    network = script.make_network(script.make_env("toy_envs:Matrix-v0"), "paper")
+    obs = torch.randn(5, 2, 3)
+
+    def output(name, hidden):
+        assert network.get_submodule(hidden).weight.shape == (256, 2 * 3)
+        return linear(network, name, linear(network, hidden, obs.flatten(1)).tanh())
+
+    if script.__name__ in VALUE_METHODS:
+        expected = output("q", "hidden.0")
+    else:
+        value = output("value", "value_hidden.0").squeeze(1)
+        expected = output("policy", "policy_hidden.0"), value
+    torch.testing.assert_close(network(obs), expected)
+
+
 def layers(script, env_id, init):
     torch.manual_seed(1)
     modules = script.make_network(script.make_env(env_id), init).named_modules()
@@ -91,7 +148,7 @@ def test_orthogonal_initial_weights(script, env_id):
         assert not layer.bias.any()
 
 
-def test_a_network_of_ones_own(script, monkeypatch):
+def test_a_custom_network_gets_initial_weights_and_defaults(script, monkeypatch):
     class Normalized(script.ImageNetwork):
         def __init__(self, num_actions):
             super().__init__(num_actions)
@@ -182,6 +239,20 @@ def test_an_evaluation_repeats(script, tmp_path):
     flags |= dict(evaluate=str(run_dir), eval_episodes=5)
     returns = [script.main(script.Args(seed=seed, **flags)) for seed in (1, 1, 2)]
     assert len(returns[0]) == 5 and returns[0] == returns[1] != returns[2]
+
+
+def test_each_episode_of_an_evaluation_has_its_own_seed(script, monkeypatch, tmp_path):
+    reset, seeds = toy_envs.Count.reset, []
+
+    def recorded(env, *, seed=None, options=None):
+        seeds.append(seed)
+        return reset(env, seed=seed, options=options)
+
+    args = script.Args(env_id="toy_envs:Terminates-v0", seed=7, eval_episodes=3)
+    args, network = script.validate_args(args)
+    monkeypatch.setattr(toy_envs.Count, "reset", recorded)
+    assert len(script.evaluate(args, network, tmp_path)) == 3
+    assert seeds == [args.seed, args.seed + 1, args.seed + 2]
 
 
 def test_views_and_plain_integers(script, tmp_path):

@@ -157,7 +157,7 @@ def test_nohup_is_respected(script):
 
 # A terminal's Ctrl-C goes to the whole process group.
 HOW = [(signal.SIGINT, os.kill), (signal.SIGINT, os.killpg)]
-HOW += [(signal.SIGTERM, os.kill), (signal.SIGHUP, os.kill)]
+HOW += [(signal.SIGTERM, os.kill), (signal.SIGTERM, os.killpg), (signal.SIGHUP, os.kill)]
 SIGNALS = [(name, *how, "fork") for name in FEW for how in HOW]
 SIGNALS += [
     pytest.param(name, *how, marks=pytest.mark.slow)
@@ -301,6 +301,34 @@ def test_a_run_in_training_is_not_resumed(script, launch):
     code, _, err = launch(script, "--resume", run.run_dir, *flags).ends()
     assert code == 0, err
     assert json.loads((run.run_dir / "args.json").read_text())["gamma"] == 0.5
+
+
+class WorkersStart(Exception):
+    pass
+
+
+def test_each_worker_has_a_seed_of_its_own_also_after_a_resume(
+    script, trained, tmp_path, monkeypatch
+):
+    seeds = []
+
+    def start(function, args, **kwargs):
+        seeds.extend(args[1])
+        raise WorkersStart
+
+    monkeypatch.setattr(script.mp, "start_processes", start)
+    flags = dict(env_id="toy_envs:Terminates-v0", num_workers=4, total_timesteps=10**6)
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    for resume in "", str(run_dir):
+        with pytest.raises(WorkersStart):
+            script.main(script.Args(log_dir=str(tmp_path), resume=resume, **flags))
+    assert len({*seeds}) == 8
+
+
+def test_every_episode_is_logged(script, tmp_path):
+    run_dir = train(script, tmp_path, num_workers=1, total_timesteps=70)
+    logged = scalars(run_dir, "charts/episodic_return")
+    assert [step for step, _ in logged] == [*range(7, 71, 7)]
 
 
 @pytest.mark.parametrize("name", [".", "checkpoint.pt"])

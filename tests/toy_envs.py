@@ -66,12 +66,35 @@ class Matrix(Count):
 
 
 class Board(Count):
-    """A small board of zeros and ones, which is no image."""
+    """As large as an image, but of zeros and ones."""
 
-    observation_space = Box(0, 1, (8, 8), np.uint8)
+    observation_space = Box(0, 1, (40, 40), np.uint8)
 
     def observe(self):
-        return np.full((8, 8), self.t % 2, np.uint8)
+        return np.full((40, 40), self.t % 2, np.uint8)
+
+
+class SmallBoard(Count):
+    """Has an image's bounds, but is too small for one."""
+
+    observation_space = Box(0, 255, (8, 8), np.uint8)
+
+
+class Emulator(Count):
+    """What a script's Atari wraps: screens and lives, and no step after its end."""
+
+    observation_space = Box(0, 255, (210, 160), np.uint8)
+
+    @property
+    def ale(self):
+        return self
+
+    def lives(self):
+        return 1
+
+    def step(self, action):
+        assert self.t < self.length
+        return super().step(action)
 
 
 class Told(Count):
@@ -240,7 +263,7 @@ def register_breakout(name, max_episode_steps=None, **kwargs):
 
 for kind in Told, Hangs, OneHangs, Picky, Exits, Crashes, CrashesWithThread, InPlace, BrokenInit:
     register(kind.__name__, kind)
-for kind in Matrix, Board, Scalar, Dict, Halves:
+for kind in Matrix, Board, SmallBoard, Scalar, Dict, Halves:
     register(kind.__name__, kind)
 register("StartsProcess", StartsProcess)
 register("Terminates", Count)
