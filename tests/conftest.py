@@ -24,7 +24,7 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 VALUE_METHODS = ["onestep_q_async", "sarsa_async", "nstep_q_async"]
 SCRIPTS = [*VALUE_METHODS, "a3c", "a2c"]  # in reading order
-# What is the same text in all files (test_copies.py) is tested with these where that takes long.
+# Slow tests of code that all files share (test_copies.py) run with these scripts only.
 FEW = ["nstep_q_async", "a3c", "a2c"]
 OF_FEW = pytest.mark.parametrize("script", FEW, indirect=True)
 OF_ONE = pytest.mark.parametrize("script", ["a3c"], indirect=True)

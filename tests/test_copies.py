@@ -56,7 +56,7 @@ BUDGETS = {
 
 
 def definitions(name: str) -> dict[str, str]:
-    """The text of a file by top-level name; what has none (imports, the guard) is one entry."""
+    """The text of a file by top-level name; statements without a name are one entry."""
     lines = (ROOT / f"{name}.py").read_text().splitlines(keepends=True)
     texts, rest = {}, []
     for index, node in enumerate(ast.parse("".join(lines)).body):

@@ -1,7 +1,7 @@
 """What the pages show works: links lead somewhere, and commands and Python code run as they stand.
 
-A command runs in a copy of the repository, with a flag that shortens it where it takes long. Of a
-command that cannot run here the script's own parser reads the flags.
+A command runs in a copy of the repository, with a flag that shortens it where it takes long. If a
+command cannot run here, its flags are passed to the script's own parser.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ CHECK = {
     r"pip install": "needs the network",
     r"uv run": "needs uv and the network",
     r"(ruff|mypy) ": "CI runs them",
-    r"python benchmark/(speed|processes)\.py": "want an idle machine",
+    r"python benchmark/(speed|processes)\.py": "needs an idle machine",
     r"python benchmark/studies/(?!screening)\w+\.py": "the same",
     r"python benchmark/cartpole\.py": "trains fifteen times",
     r"\w+\.py --": "a script's flags, such as those for a GPU",

@@ -1,4 +1,4 @@
-"""It learns with its defaults; and with one line wrong it does not."""
+"""The scripts learn with their defaults, and do not with one line wrong."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from conftest import VALUE_METHODS, train
 END, VALUE = "targets[-1] = rewards[-1]", "0.0 if terminal else last_value"
 REFRESH = "shared.refresh_target(step + t, shared.theta)"
 FAULTS = [  # a script, a piece of its text, and what is wrong there
-    ("onestep_q_async", END, "pass"),  # an end of the episode that is none
+    ("onestep_q_async", END, "pass"),  # the end of an episode is ignored
     ("sarsa_async", END, "pass"),
     ("nstep_q_async", VALUE, "last_value"),
     ("onestep_q_async", REFRESH, "pass"),  # a frozen target network

@@ -230,7 +230,7 @@ def test_a_crashing_environment_ends_the_run(script, launch, kind):
 
 
 @pytest.mark.parametrize("kind", ["RewardNaN", "RewardInf", "SeenNaN"])
-def test_numbers_that_are_none_end_the_run_before_they_spread(script, tmp_path, capsys, kind):
+def test_nan_or_infinity_ends_the_run_before_it_spreads(script, tmp_path, capsys, kind):
     flags = {"env_id": f"toy_envs:{kind}-v0", "total_timesteps": 10**6}
     told = "gradient's norm is (nan|inf)|must be finite"
     if script.__name__ == "a2c" and kind == "SeenNaN":  # it draws its actions in main
@@ -247,7 +247,7 @@ def test_numbers_that_are_none_end_the_run_before_they_spread(script, tmp_path, 
 
 
 @OF_ONE
-def test_numbers_that_are_none_end_an_optimized_run(script, tmp_path):
+def test_nan_ends_an_optimized_run(script, tmp_path):
     command = [sys.executable, "-O", script.__file__, "--env-id", "toy_envs:RewardNaN-v0"]
     env = {**os.environ, "PYTHONPATH": str(TESTS)}
     run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -280,6 +280,18 @@ def test_a_stopped_run_goes_on_from_the_command_line(script, launch):
     assert steps == sorted(set(steps)) and steps[0] < stopped < steps[-1]
     for step, rate in rates:  # the mean of 100 updates, of 5 steps at most
         assert 1e-3 * (1 - step / total) <= rate <= 1e-3 * (1 - (step - 500) / total) + 1e-9
+
+
+@OF_ONE
+def test_what_was_logged_after_the_checkpoint_is_hidden(script, tmp_path):
+    run_dir = train(script, tmp_path, num_workers=1, total_timesteps=2000)
+    saved = checkpoint(run_dir)
+    saved["steps"] //= 2  # as if the run had been killed later
+    torch.save(saved, run_dir / "checkpoint.pt")
+
+    train(script, tmp_path, num_workers=1, total_timesteps=3000, resume=str(run_dir))
+    steps = [step for step, _ in scalars(run_dir, "charts/learning_rate")]
+    assert steps == sorted({*steps}) and steps[0] < 1000 < steps[-1]
 
 
 @OF_FEW

@@ -202,7 +202,7 @@ class StartsProcess(Count):
 
 
 class Spoilt(Count):
-    """Gives something that is not a number in its 30th episode."""
+    """Gives NaN or infinity in its 30th episode."""
 
     def __init__(self, reward=1.0, seen=1.0):
         super().__init__()
