@@ -105,7 +105,7 @@ class Args:
     gamma: float = 0.99  # discount per agent step (γ)
     ent_coef: float = 0.01  # weight of the entropy bonus (β)
     vf_coef: float = 0.5  # weight of the value loss ½(R - V)² (c)
-    init: Literal["orthogonal", "paper"] = "orthogonal"  # weights; paper: uniform ±1/√fan_in
+    init: Literal["orthogonal", "paper"] = "orthogonal"  # initial weights; paper: ±1/√fan_in
 
     # Optimizer
     learning_rate: float = 0.0  # initial η, decays to zero; 0 means 7e-4 for images, else 0.01

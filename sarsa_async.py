@@ -101,9 +101,9 @@ class Args:
     # Algorithm
     num_steps: int = 5  # longest segment between two updates, in agent steps (I_AsyncUpdate)
     gamma: float = 0.99  # discount per agent step (γ)
-    exploration_steps: int = 0  # T at which ε becomes final; 0: 1M for images, else 25,000
+    exploration_steps: int = 0  # steps until ε is 0.1, 0.01 or 0.5; 0: 1M for images, else 25,000
     target_interval: int = 0  # steps per refresh of θ⁻ (I_target); 0: 10k for images, else 250
-    init: Literal["orthogonal", "paper"] = "orthogonal"  # weights for images; others: always paper
+    init: Literal["orthogonal", "paper"] = "orthogonal"  # initial weights for images; others: paper
 
     # Optimizer
     learning_rate: float = 0.0  # initial η, decays to zero; 0 means 1.75e-4 for images, else 0.01

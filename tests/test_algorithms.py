@@ -398,6 +398,17 @@ def test_how_segments_end(script, monkeypatch, env_id, segments):
     assert [stats["charts/episodic_return"] for _, stats in sent] == [sum(range(length + 1))] * 3
 
 
+def test_the_log_gets_outputs_as_estimates_and_constants_as_targets(script, monkeypatch):
+    computed_with_gradients = set()
+
+    def update(log, step, stats, estimates, targets):
+        computed_with_gradients.add((estimates.requires_grad, targets.requires_grad))
+
+    monkeypatch.setattr(script.WorkerLog, "update", update)
+    play(monkeypatch, script, TOYS[:1], total_timesteps=31)
+    assert computed_with_gradients == {(True, False)}
+
+
 @pytest.mark.parametrize("script", ASYNCHRONOUS)
 def test_the_lag_counts_the_updates_of_others_since_the_snapshot(script, monkeypatch):
     played = play(monkeypatch, script, TOYS[:1], meddle=1e-6, total_timesteps=410)

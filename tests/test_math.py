@@ -213,6 +213,13 @@ def test_no_variance_to_explain(script):
     assert sent == [(99, {"losses/some": 1.0})]
 
 
+@pytest.mark.parametrize("script", VALUE_METHODS, indirect=True)
+def test_the_logged_td_loss_and_q_values_are_means_per_step(script):
+    loss, stats = script.q_loss(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([2.0, 2.0, 4.0]))
+    assert loss.item() == 0.5 * (1 + 0 + 4)
+    assert stats == {"losses/td_loss": loss.item() / 3, "losses/q_values": 3.0}
+
+
 def test_the_logged_terms_of_the_loss_are_means_per_step():
     logits, values = torch.zeros(3, 4), torch.tensor([1.0, 2.0, 3.0])
     returns, actions = torch.tensor([2.0, 4.0, 3.0]), torch.tensor([0, 1, 2])
