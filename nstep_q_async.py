@@ -646,6 +646,8 @@ class StopSignals:
         signums = [signal.SIGINT, signal.SIGTERM]
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             signums.append(signal.SIGHUP)  # under nohup it stays ignored
+        if threading.current_thread() is not threading.main_thread():
+            signums = []  # Python lets only the main thread handle signals
         self.handlers = {signum: signal.signal(signum, self.handle) for signum in signums}
         return self
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -593,6 +594,16 @@ def test_main_from_python(script, tmp_path):
     wait_for(lambda: not mp.active_children())
     (run_dir,) = tmp_path.glob(f"CartPole-v1__{script.__name__}__1__*")
     assert sum(value for _, value in scalars(run_dir, "charts/episodic_length")) <= 2000 + 2 * 5
+
+
+@OF_TWO
+def test_main_in_a_thread(script, tmp_path):
+    thread = threading.Thread(
+        target=train, args=(script, tmp_path), kwargs={"total_timesteps": 500}
+    )
+    thread.start()
+    thread.join(120)
+    assert checkpoint(*tmp_path.iterdir())["steps"].sum() >= 500
 
 
 def test_a_run_leaves_the_start_method_open(tmp_path):
