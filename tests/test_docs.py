@@ -160,7 +160,13 @@ class Command(Run):
         super().__init__(SimpleNamespace(__file__=str(cwd / file)), flags, cwd, None, False)
 
     def run(self, background: bool) -> None:
+        # Modules come from the copy, not from the repository.
+        folders = {str(ROOT), str(ROOT / "benchmark"), str(ROOT / "benchmark" / "studies")}
+        sys.path = [path for path in sys.path if path not in folders]
         sys.path.insert(0, str(Path(self.argv[0]).parent))
+        for name, module in [*sys.modules.items()]:
+            if os.path.dirname(getattr(module, "__file__", None) or "") in folders:
+                del sys.modules[name]
         super().run(background)
 
 
