@@ -817,7 +817,7 @@ def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
 
 
 def claim_run(args: Args, run_dir: Path) -> TextIO:
-    """Writes the run's args.json, and locks it until it is closed or this process ends.
+    """Writes the run's args.json, and returns the file, which is locked until it is closed.
 
     Refuses a run that another process is training. Windows has no such locks.
     """

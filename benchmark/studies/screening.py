@@ -5,7 +5,7 @@
 
 A run computes what a2c.py does, with other random numbers and with all environments in one process,
 so that it fills one core. It stops after 1.5 million agent steps of a schedule of 10 million, which
-takes some 45 minutes, and then writes benchmark/results/screening/GAME_RUN_SEED.csv, with a row for
+takes 25 to 45 minutes, and then writes benchmark/results/screening/GAME_RUN_SEED.csv, with a row for
 every 50,000 steps:
 
     ev            share of the returns' variance that V explains
