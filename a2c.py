@@ -354,7 +354,7 @@ class Shared:
         params, square_avg = self.theta.values(), self.square_avg.values()
         for param, g, grad in zip(params, square_avg, grads, strict=True):
             g.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
-            param.addcmul_(grad, (g + eps).rsqrt_(), value=-lr)
+            param.addcdiv_(grad, (g + eps).sqrt_(), value=-lr)
 
     def state(self) -> dict[str, Any]:
         """A copy of what a checkpoint holds."""

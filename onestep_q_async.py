@@ -352,7 +352,7 @@ class Shared:
         params, square_avg = self.theta.values(), self.square_avg.values()
         for param, g, grad in zip(params, square_avg, grads, strict=True):
             g.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
-            param.addcmul_(grad, (g + eps).rsqrt_(), value=-lr)
+            param.addcdiv_(grad, (g + eps).sqrt_(), value=-lr)
 
     def refresh_target(self, step: int, params: dict[str, Tensor]) -> None:
         """θ⁻ ← params: θ at this step, or the θ⁻ of a checkpoint."""
