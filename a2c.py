@@ -543,13 +543,15 @@ class Environments:
         return episodes
 
     def close(self) -> None:
-        """Lets the processes close their environments and end."""
+        """Lets the processes close their environments and end. Raises WorkerLost if one raises."""
         for pipe in self.pipes:
             with contextlib.suppress(BrokenPipeError):
                 pipe.send(False)
         deadline = time.monotonic() + 5
         for process in self.workers.processes:
             process.join(timeout=max(0, deadline - time.monotonic()))
+        if any(process.exitcode for process in self.workers.processes):
+            raise WorkerLost
 
     def why_lost(self) -> str:
         """The traceback of the lost process, or its signal."""
@@ -1092,8 +1094,8 @@ def main(args: Args) -> list[float] | None:
             network.to(args.device)
             with contextlib.closing(Recorder(shared, args, run_dir)) as recorder:
                 coordinator(args, shared, network, envs, seeds[0], recorder)
-            lost = False
             envs.close()
+            lost = False
         except WorkerLost:
             if not signals.signum:
                 warn(f"{SCRIPT.name}: a worker was lost: {envs.why_lost()}")

@@ -230,6 +230,13 @@ def test_a_crashing_environment_ends_the_run(script, launch, kind):
     assert (run.run_dir / "checkpoint.pt").exists()
 
 
+@OF_TWO
+def test_an_environment_that_fails_to_close_is_told(script, tmp_path, capsys):
+    train(script, tmp_path, code=1, env_id="toy_envs:CrashesAtClose-v0", total_timesteps=100)
+    err = capsys.readouterr().err
+    assert "in close" in err and "ArithmeticError: the toy cannot be closed" in err
+
+
 @pytest.mark.parametrize("kind", ["RewardNaN", "RewardInf", "SeenNaN"])
 def test_nan_or_infinity_ends_the_run_before_it_spreads(script, tmp_path, capsys, kind):
     flags = {"env_id": f"toy_envs:{kind}-v0", "total_timesteps": 10**6}

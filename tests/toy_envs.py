@@ -159,6 +159,14 @@ class Crashes(Count):
         raise ArithmeticError("the toy is broken")
 
 
+class CrashesAtClose(Count):
+    """Only after a step, so that the environments that main makes first can be closed."""
+
+    def close(self):
+        if self.resets and self.t:
+            raise ArithmeticError("the toy cannot be closed")
+
+
 class CrashesWithThread(Crashes):
     """Its thread waits until it is closed."""
 
@@ -266,6 +274,7 @@ for kind in Told, Hangs, OneHangs, Picky, Exits, Crashes, CrashesWithThread, InP
 for kind in Matrix, Board, SmallBoard, Scalar, Dict, Halves:
     register(kind.__name__, kind)
 register("StartsProcess", StartsProcess)
+register("CrashesAtClose", CrashesAtClose, end="never")
 register("Terminates", Count)
 register("Truncates", Count, end="truncated")
 register("Endless", Count, end="never")
