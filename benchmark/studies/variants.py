@@ -38,6 +38,55 @@ LEARN_FROM_GRAPHS = """        outputs.append(network(states[-1:]))
         logits, values = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         outputs.clear()
 """
+ACT_BY_PRODUCTS = """    x = torch.as_tensor(obs).float() / 255
+    for conv in network.convs[0], network.convs[2]:
+        size, stride = conv.kernel_size[0], conv.stride[0]
+        patches = x.unfold(0, size, stride).unfold(1, size, stride).permute(0, 1, 3, 4, 2)
+        kernels = conv.weight.permute(0, 2, 3, 1).flatten(1)
+        x = nn.functional.linear(patches.flatten(2), kernels, conv.bias).relu_()
+    probs = network.policy(network.hidden(x.flatten())).softmax(0).tolist()
+    return action_rng.choices(range(len(probs)), probs)[0]
+"""
+FLAT_THETA = {
+    "        params = {name: param.detach().clone() for name, param in network.named_parameters()}\n": (
+        '        params = {"flat": flatten(network)[0].clone()}\n'
+    ),
+    "class Shared:\n": """def flatten(network):
+    parts = [param.data.as_strided([param.numel()], [1]) for param in network.parameters()]
+    params, offset = torch.cat(parts), 0
+    grads = torch.zeros_like(params)
+    for param in network.parameters():
+        view = param.shape, param.stride(), offset
+        param.data, param.grad = params.as_strided(*view), grads.as_strided(*view)
+        offset += param.numel()
+    return params, grads
+
+
+class Shared:
+""",
+    "    obs, _ = env.reset(seed=seed)\n\n    while": """    obs, _ = env.reset(seed=seed)
+    flat_params, flat_grads = flatten(network)
+
+    while""",
+    "        network.load_state_dict(shared.theta)\n": (
+        '        flat_params.copy_(shared.theta["flat"])\n'
+    ),
+    "        grads = torch.autograd.grad(loss, list(network.parameters()))\n": """        flat_grads.zero_()
+        loss.backward()
+        grads = (flat_grads,)
+""",
+}
+FRAMES = """            screen, reward, terminated, truncated, info = self.env.step(action)
+            total_reward += float(reward)
+            screens.append(screen)
+            if terminated or truncated:
+                break
+"""
+FRAMES_FROM_EMULATOR = """            total_reward += self.ale.act(self.unwrapped._action_set[action])
+            if _ >= 2:
+                screens.append(self.ale.getScreenGrayscale())
+        terminated, truncated, info = self.ale.game_over(), self.ale.game_truncated(), {}
+"""
 
 # Script, number of workers, name of the variant, {text: its replacement}.
 VARIANTS = [
@@ -58,6 +107,22 @@ VARIANTS = [
         1,
         "weights in PyTorch's default layout",
         {"network.to(memory_format=torch.channels_last)": "network"},
+    ),
+    ("a3c", 1, "acting by matrix products, as in the first edition", {ACT: ACT_BY_PRODUCTS}),
+    ("a3c", 1, "θ in one vector, as in the first edition", FLAT_THETA),
+    (
+        "a3c",
+        1,
+        "frames from the emulator, as in the first edition",
+        {FRAMES: FRAMES_FROM_EMULATOR},
+    ),
+    (
+        "a3c",
+        1,
+        "times the inverse root, as in the first edition",
+        {
+            "addcdiv_(grad, (g + eps).sqrt_(), value=-lr)": "addcmul_(grad, (g + eps).rsqrt_(), value=-lr)"
+        },
     ),
     (
         "a3c",
