@@ -166,7 +166,7 @@ class Atari(gym.Wrapper):
         for _ in range(4):
             screen, reward, terminated, truncated, info = self.env.step(action)
             total_reward += float(reward)
-            screens.append(screen)
+            screens.append(np.array(screen))
             if terminated or truncated:
                 break
 
@@ -538,7 +538,7 @@ class Environments:
                     if ended or polls_left == 0:
                         raise WorkerLost
                 episodes += pipe.recv()
-            except (EOFError, ConnectionError):
+            except (EOFError, OSError):  # OSError also at Ctrl-C on Windows
                 raise WorkerLost from None
         return episodes
 
@@ -720,7 +720,7 @@ class Recorder:
         self.args = args
         self.run_dir = run_dir
         start = int(shared.steps.sum())
-        self.writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
+        self.writer = SummaryWriter(run_dir, purge_step=start + 1, flush_secs=5)
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("arguments", f"|flag|value|\n|-|-|\n{table}", start)
         self.on_terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -734,17 +734,21 @@ class Recorder:
             file=sys.stderr if self.on_terminal else open(os.devnull, "w"),
         )
         self.log_failed = False
+        self.next_steps: dict[str, int] = {}  # the lowest step that each tag may still log
         self.returns: deque[float] = deque(maxlen=100)
         self.last_report = self.last_save = time.monotonic()
 
     def log(self, message: tuple[int, dict[str, float]]) -> None:
-        """Writes what a WorkerLog has sent."""
+        """Writes what a WorkerLog has sent, in each tag with increasing steps."""
         step, stats = message
         if "charts/episodic_return" in stats:
             self.returns.append(stats["charts/episodic_return"])
         try:
             for tag, value in stats.items():
-                self.writer.add_scalar(tag, value, step)
+                # TensorBoard drops the points of a tag that do not precede a later one.
+                logged_step = max(step, self.next_steps.get(tag, 0))
+                self.writer.add_scalar(tag, value, logged_step)
+                self.next_steps[tag] = logged_step + 1
         except OSError as error:  # a full disk: the run goes on
             if not self.log_failed:
                 what = "cannot write the log until the next checkpoint (disk full?)"
@@ -874,7 +878,7 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     if args.capture_video:
         try:
             env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
-        except OSError as error:  # a folder that cannot be written
+        except (OSError, ValueError) as error:  # it cannot be written, or nothing is rendered
             bad_input(f"--capture-video: {error}")
 
     returns = []
@@ -1028,8 +1032,10 @@ def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
     num_processes = min(args.num_workers, num_cores())
     with make_env(args.env_id) as env:
         example = np.asarray(env.reset()[0])
-        # An environment may return floats although its space declares integers.
-        dtype = np.result_type(example.dtype, env.observation_space.dtype)
+        dtype = example.dtype  # decides whether the network divides an image by 255
+        if example.shape != (84, 84, 4):
+            # An environment may return floats although its space declares integers.
+            dtype = np.result_type(dtype, env.observation_space.dtype)
         buffers = Buffers(example.astype(dtype), args.num_workers)
     # PyTorch would warn of every worker that it ends after another was lost.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
@@ -1109,7 +1115,8 @@ def main(args: Args) -> list[float] | None:
             saved = save_checkpoint(shared, args, run_dir)
             complete = saved and not lost and not signals.signum
             if not complete and (run_dir / "checkpoint.pt").exists():
-                warn(f"to continue: python {SCRIPT.name} --resume {shlex.quote(str(run_dir))}")
+                path = shlex.quote(run_dir.as_posix())  # a backslash would be quoted
+                warn(f"to continue: python {SCRIPT.name} --resume {path}")
 
     if not complete:
         sys.exit(128 + signals.signum if signals.signum else 1)

@@ -167,7 +167,7 @@ class Atari(gym.Wrapper):
         for _ in range(4):
             screen, reward, terminated, truncated, info = self.env.step(action)
             total_reward += float(reward)
-            screens.append(screen)
+            screens.append(np.array(screen))
             if terminated or truncated:
                 break
 
@@ -575,7 +575,7 @@ class Recorder:
         self.args = args
         self.run_dir = run_dir
         start = int(shared.steps.sum())
-        self.writer = SummaryWriter(run_dir, purge_step=start or None, flush_secs=5)
+        self.writer = SummaryWriter(run_dir, purge_step=start + 1, flush_secs=5)
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("arguments", f"|flag|value|\n|-|-|\n{table}", start)
         self.on_terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -589,17 +589,21 @@ class Recorder:
             file=sys.stderr if self.on_terminal else open(os.devnull, "w"),
         )
         self.log_failed = False
+        self.next_steps: dict[str, int] = {}  # the lowest step that each tag may still log
         self.returns: deque[float] = deque(maxlen=100)
         self.last_report = self.last_save = time.monotonic()
 
     def log(self, message: tuple[int, dict[str, float]]) -> None:
-        """Writes what a WorkerLog has sent."""
+        """Writes what a WorkerLog has sent, in each tag with increasing steps."""
         step, stats = message
         if "charts/episodic_return" in stats:
             self.returns.append(stats["charts/episodic_return"])
         try:
             for tag, value in stats.items():
-                self.writer.add_scalar(tag, value, step)
+                # TensorBoard drops the points of a tag that do not precede a later one.
+                logged_step = max(step, self.next_steps.get(tag, 0))
+                self.writer.add_scalar(tag, value, logged_step)
+                self.next_steps[tag] = logged_step + 1
         except OSError as error:  # a full disk: the run goes on
             if not self.log_failed:
                 what = "cannot write the log until the next checkpoint (disk full?)"
@@ -729,7 +733,7 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     if args.capture_video:
         try:
             env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
-        except OSError as error:  # a folder that cannot be written
+        except (OSError, ValueError) as error:  # it cannot be written, or nothing is rendered
             bad_input(f"--capture-video: {error}")
 
     returns = []
@@ -914,10 +918,13 @@ def watch(
             if not signals.signum:
                 warn(f"{SCRIPT.name}: a worker was lost: {error}")
 
+        messages = []
         for receiver in receivers:
             with contextlib.suppress(EOFError, BrokenPipeError):  # its worker has ended
                 while receiver.poll():
-                    recorder.log(receiver.recv())
+                    messages.append(receiver.recv())
+        for message in sorted(messages, key=lambda message: message[0]):  # by T
+            recorder.log(message)
 
         # Before T is read: a worker that ends because T has just reached T_max is not lost.
         one_ended = any(process.exitcode == 0 for process in workers.processes)
@@ -972,7 +979,8 @@ def main(args: Args) -> list[float] | None:
             saved = save_checkpoint(shared, args, run_dir)
             complete = saved and not lost and not signals.signum
             if not complete and (run_dir / "checkpoint.pt").exists():
-                warn(f"to continue: python {SCRIPT.name} --resume {shlex.quote(str(run_dir))}")
+                path = shlex.quote(run_dir.as_posix())  # a backslash would be quoted
+                warn(f"to continue: python {SCRIPT.name} --resume {path}")
 
     if not complete:
         sys.exit(128 + signals.signum if signals.signum else 1)

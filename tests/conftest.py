@@ -76,10 +76,12 @@ def checkpoint(run_dir: Path, name: str = "checkpoint.pt") -> dict:
 
 
 def scalars(run_dir: Path, tag: str) -> list[tuple[int, float]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    """What TensorBoard shows of a tag: its own reader hides what precedes a restart."""
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
 
-    events = EventAccumulator(str(run_dir), {"scalars": 0}).Reload()
-    return [(event.step, event.value) for event in events.Scalars(tag)]
+    events = EventAccumulator(str(run_dir), {"tensors": 0}).Reload()
+    return [(event.step, make_ndarray(event.tensor_proto).item()) for event in events.Tensors(tag)]
 
 
 def wait_for(condition, seconds: float = 120):

@@ -451,7 +451,7 @@ def test_n_step_q_with_one_step_is_one_step_q(tmp_path, env_id):
         torch.testing.assert_close(n_step[name], one_step[name])
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", *TOYS[1:]])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", *TOYS[1:], "toy_envs:DeclaresFloats-v0"])
 def test_a2c_with_one_worker_is_a3c_with_one_worker(tmp_path, env_id):
     flags = dict(env_id=env_id, num_workers=1, total_timesteps=150)
     flags |= dict(learning_rate=1e-3, rms_alpha=0.99, rms_eps=1e-3)

@@ -103,6 +103,14 @@ def test_a_reset_plays_0_to_30_no_ops(script):
 
 
 @OF_ONE
+def test_an_emulator_may_reuse_its_screen(script):
+    env = script.Atari(toy_envs.FadingEmulator())
+    env.reset(seed=1)
+    obs, *_ = env.step(0)
+    assert {*obs[..., -1].flat} == {200 - (env.unwrapped.t - 1)}  # the brighter of the last two
+
+
+@OF_ONE
 @pytest.mark.parametrize("end", ["terminated", "truncated"])
 def test_the_action_repeat_ends_with_the_episode(script, end):
     for length in range(40, 44):  # the end falls on each of the four repeats

@@ -93,7 +93,12 @@ def test_flags_of_a_script(script, capsys, monkeypatch, tmp_path, flags, told):
 
 @OF_ONE
 @pytest.mark.parametrize(
-    "kind, told", [("Terminates", "render_mode"), ("NoImages", "it renders no images")]
+    "kind, told",
+    [
+        ("Terminates", "render_mode"),
+        ("NoImages", "it renders no images"),
+        ("ForgetsRenderMode", "Render mode is None"),
+    ],
 )
 def test_video_of_an_environment_without_images(script, capsys, monkeypatch, trained, kind, told):
     flags = {"env_id": f"toy_envs:{kind}-v0", "evaluate": str(trained), "capture_video": True}

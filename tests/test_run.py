@@ -293,13 +293,39 @@ def test_a_stopped_run_goes_on_from_the_command_line(script, launch):
 @OF_ONE
 def test_what_was_logged_after_the_checkpoint_is_hidden(script, tmp_path):
     run_dir = train(script, tmp_path, num_workers=1, total_timesteps=2000)
+    before = scalars(run_dir, "charts/episodic_return")
     saved = checkpoint(run_dir)
-    saved["steps"] //= 2  # as if the run had been killed later
+    stopped, _ = before[len(before) // 2]
+    saved["steps"][:] = torch.tensor([stopped])  # as if the run had been killed later
     torch.save(saved, run_dir / "checkpoint.pt")
 
     train(script, tmp_path, num_workers=1, total_timesteps=3000, resume=str(run_dir))
-    steps = [step for step, _ in scalars(run_dir, "charts/learning_rate")]
-    assert steps == sorted({*steps}) and steps[0] < 1000 < steps[-1]
+    after = scalars(run_dir, "charts/episodic_return")
+    kept = [point for point in before if point[0] <= stopped]
+    assert after[: len(kept)] == kept and stopped < after[len(kept)][0]
+    steps = [step for step, _ in after]
+    assert steps == sorted({*steps}) and steps[-1] > 2000
+
+
+def test_the_steps_of_a_tag_increase(script, tmp_path):
+    # TensorBoard's fast reader would drop the other points.
+    run_dir = train(script, tmp_path, num_workers=4, total_timesteps=4000)
+    logged = scalars(run_dir, "charts/episodic_return")
+    steps = [step for step, _ in logged]
+    assert steps == sorted({*steps})
+    # Episodes of 7 steps each; the last of each worker has not ended.
+    assert 4000 // 7 - 4 <= len(steps) <= 4020 // 7
+
+
+@OF_ONE
+def test_messages_of_several_workers_are_logged_by_step(script, tmp_path):
+    args = script.Args(total_timesteps=1000)
+    recorder = script.Recorder(script.Shared(torch.nn.Linear(3, 1), 1), args, tmp_path)
+    for step, length in (5, 1.0), (5, 2.0), (3, 3.0), (9, 4.0):
+        recorder.log((step, {"charts/episodic_length": length}))
+    recorder.close()
+    points = [(5, 1.0), (6, 2.0), (7, 3.0), (9, 4.0)]
+    assert scalars(tmp_path, "charts/episodic_length") == points
 
 
 @OF_FEW

@@ -97,6 +97,18 @@ class Emulator(Count):
         return super().step(action)
 
 
+class FadingEmulator(Emulator):
+    """Its screen darkens with each frame, in the same array."""
+
+    def __init__(self):
+        super().__init__(length=100)
+        self.screen = np.zeros(self.observation_space.shape, np.uint8)
+
+    def observe(self):
+        self.screen[:] = 200 - self.t
+        return self.screen
+
+
 class Told(Count):
     """Leaves a file named after its process when that has taken 600 steps, then may hang."""
 
@@ -228,9 +240,9 @@ class Image(Count):
 
     action_space = Discrete(4)
 
-    def __init__(self, *shape, in_place=False):
+    def __init__(self, *shape, in_place=False, declared=np.uint8):
         super().__init__(length=10)
-        self.observation_space, self.in_place = Box(0, 255, shape, np.uint8), in_place
+        self.observation_space, self.in_place = Box(0, 255, shape, declared), in_place
         self.seen = np.zeros(shape, np.uint8)
 
     def observe(self):
@@ -290,6 +302,7 @@ register("Grey", Image, 90, 80)
 register("GreyChannel", Image, 90, 80, 1)
 register("Square", Image, 84, 84)
 register("SquareInPlace", Image, 84, 84, in_place=True)
+register("DeclaresFloats", Image, 84, 84, 4, declared=np.float32)
 register("ChannelsFirst", Image, 3, 84, 84)
 register("ChannelsFirstStack", Image, 12, 84, 84)
 register("RGBA", Image, 90, 80, 4)
@@ -315,4 +328,10 @@ class Images(Count):
         return np.zeros((32, 32, 3), np.uint8)
 
 
+class ForgetsRenderMode(Images):
+    def __init__(self, render_mode=None):
+        super().__init__()
+
+
 gym.register("Images-v0", Images)
+gym.register("ForgetsRenderMode-v0", ForgetsRenderMode)
