@@ -612,7 +612,8 @@ class Recorder:
             return
 
         self.last_report = time.monotonic()
-        self.log((step, {"charts/SPS": self.bar.format_dict["rate"] or 0.0}))
+        if rate := self.bar.format_dict["rate"]:
+            self.log((step, {"charts/SPS": rate}))
         if not self.on_terminal:
             with contextlib.suppress(OSError):  # nobody reads the output any more
                 print(self.bar, flush=True)
@@ -732,13 +733,14 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     returns = []
     with env:
         for episode in range(args.eval_episodes):
-            obs, info = env.reset(seed=args.seed + episode)
+            obs, _ = env.reset(seed=args.seed + episode)
+            terminated = truncated = False
             steps = 0
-            while "episode" not in info:  # RecordEpisodeStatistics adds it at the end
+            while not (terminated or truncated):
                 if steps == limit:
                     what = f"{args.env_id}: an episode has not ended within {limit} steps"
                     bad_input(f"{what}: register it with max_episode_steps")
-                obs, _, _, _, info = env.step(act(network, np.array(obs)))
+                obs, _, terminated, truncated, info = env.step(act(network, np.array(obs)))
                 steps += 1
             returns.append(float(info["episode"]["r"]))
             print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)

@@ -262,6 +262,12 @@ def test_each_episode_of_an_evaluation_has_its_own_seed(script, monkeypatch, tmp
     assert seeds == [args.seed, args.seed + 1, args.seed + 2]
 
 
+def test_an_evaluation_plays_until_the_end(script, tmp_path):
+    args = script.Args(env_id="toy_envs:CountsEpisodes-v0", eval_episodes=3)
+    args, network = script.validate_args(args)
+    assert script.evaluate(args, network, tmp_path) == [sum(range(1, 8))] * 3
+
+
 def test_views_and_plain_integers(script, tmp_path):
     flags = dict(env_id="toy_envs:Picky-v0")
     run_dir = train(script, tmp_path, total_timesteps=60, **flags)

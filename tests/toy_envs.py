@@ -109,6 +109,14 @@ class FadingEmulator(Emulator):
         return self.screen
 
 
+class CountsEpisodes(Count):
+    """Its reset tells the number of the episode."""
+
+    def reset(self, *, seed=None, options=None):
+        obs, _ = super().reset(seed=seed)
+        return obs, {"episode": self.resets}
+
+
 class Told(Count):
     """Leaves a file named after its process when that has taken 600 steps, then may hang."""
 
@@ -286,6 +294,7 @@ for kind in Told, Hangs, OneHangs, Picky, Exits, Crashes, CrashesWithThread, InP
 for kind in Matrix, Board, SmallBoard, Scalar, Dict, Halves:
     register(kind.__name__, kind)
 register("StartsProcess", StartsProcess)
+register("CountsEpisodes", CountsEpisodes)
 register("CrashesAtClose", CrashesAtClose, end="never")
 register("Terminates", Count)
 register("Truncates", Count, end="truncated")
