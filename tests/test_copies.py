@@ -51,7 +51,7 @@ BUDGETS = {
     ("onestep_q_async", "sarsa_async"): 40,
     ("sarsa_async", "nstep_q_async"): 80,
     ("nstep_q_async", "a3c"): 190,
-    ("a3c", "a2c"): 430,
+    ("a3c", "a2c"): 440,
 }
 
 
