@@ -167,7 +167,7 @@ class Atari(gym.Wrapper):
         for _ in range(4):
             screen, reward, terminated, truncated, info = self.env.step(action)
             total_reward += float(reward)
-            screens.append(np.array(screen))
+            screens.append(np.array(screen))  # a copy: a wrapper may reuse its array
             if terminated or truncated:
                 break
 
@@ -575,6 +575,7 @@ class Recorder:
         self.args = args
         self.run_dir = run_dir
         start = int(shared.steps.sum())
+        # Of a resumed run, TensorBoard hides what was logged after the checkpoint.
         self.writer = SummaryWriter(run_dir, purge_step=start + 1, flush_secs=5)
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("arguments", f"|flag|value|\n|-|-|\n{table}", start)
@@ -600,7 +601,7 @@ class Recorder:
             self.returns.append(stats["charts/episodic_return"])
         try:
             for tag, value in stats.items():
-                # TensorBoard drops the points of a tag that do not precede a later one.
+                # TensorBoard drops a point if a later one of its tag has no higher step.
                 logged_step = max(step, self.next_steps.get(tag, 0))
                 self.writer.add_scalar(tag, value, logged_step)
                 self.next_steps[tag] = logged_step + 1
@@ -981,7 +982,7 @@ def main(args: Args) -> list[float] | None:
             saved = save_checkpoint(shared, args, run_dir)
             complete = saved and not lost and not signals.signum
             if not complete and (run_dir / "checkpoint.pt").exists():
-                path = shlex.quote(run_dir.as_posix())  # a backslash would be quoted
+                path = shlex.quote(run_dir.as_posix())  # cmd.exe needs it without quotes
                 warn(f"to continue: python {SCRIPT.name} --resume {path}")
 
     if not complete:
