@@ -78,7 +78,7 @@ class Shared:
 }
 FRAMES = """            screen, reward, terminated, truncated, info = self.env.step(action)
             total_reward += float(reward)
-            screens.append(screen)
+            screens.append(np.array(screen))  # a copy: a wrapper may reuse its array
             if terminated or truncated:
                 break
 """
