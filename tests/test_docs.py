@@ -23,6 +23,8 @@ import tyro
 from conftest import ROOT, SCRIPTS, Run, train
 
 sys.path += [str(ROOT / "benchmark"), str(ROOT / "benchmark" / "studies")]
+import dead_units
+import variants
 
 # What is added to the commands that begin so, to shorten them. The first that fits counts.
 RUN = {
@@ -332,3 +334,16 @@ def anchors(page: Path) -> set[str]:
     """What GitHub makes of the headings."""
     headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("variant", variants.VARIANTS, ids=lambda variant: variant[2])
+def test_every_variant_fits_the_script(variant):
+    """variants.py replaces texts of the scripts, which may have changed since."""
+    script, _, _, replacements = variant
+    compile(variants.rewrite(script, replacements), script, "exec")
+
+
+def test_the_gain_that_dead_units_replaces_is_there():
+    for script, *_ in dead_units.RUNS:
+        text = (ROOT / f"{script}.py").read_text()
+        assert script == "a3c" or text.count(dead_units.GAIN) == 1

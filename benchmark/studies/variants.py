@@ -3,9 +3,10 @@
     python benchmark/studies/variants.py
 
 A variant is a copy of the script with a few lines replaced. The script and its variants are started
-together and play Breakout in turns of one second, as in benchmark/speed.py. Writes
-benchmark/results/variants.csv and prints a table of medians. It needs an otherwise idle Linux
-machine, and takes some five minutes by default.
+together and play Breakout in turns of one second, as in benchmark/speed.py. Two launches of the
+same script differ by some percent, whatever the number of turns, so all are launched several times.
+Writes benchmark/results/variants.csv and prints a table of medians. It needs an otherwise idle
+Linux machine, and takes some ten minutes by default.
 """
 
 import csv
@@ -88,6 +89,20 @@ FRAMES_FROM_EMULATOR = """            total_reward += self.ale.act(self.unwrappe
         terminated, truncated, info = self.ale.game_over(), self.ale.game_truncated(), {}
 """
 
+DIVISION = "addcdiv_(grad, (g + eps).sqrt_(), value=-lr)"
+INVERSE_ROOT = "addcmul_(grad, (g + eps).rsqrt_(), value=-lr)"
+
+# What the first edition of a3c.py did in other ways.
+FIRST_EDITION = {
+    "acting by matrix products": {ACT: ACT_BY_PRODUCTS},
+    "θ in one vector": FLAT_THETA,
+    "frames from the emulator": {FRAMES: FRAMES_FROM_EMULATOR},
+    "times the inverse root": {DIVISION: INVERSE_ROOT},
+}
+ALL_OF_FIRST_EDITION = {
+    old: new for replacements in FIRST_EDITION.values() for old, new in replacements.items()
+}
+
 # Script, number of workers, name of the variant, {text: its replacement}.
 VARIANTS = [
     ("a3c", 1, "actions from torch.distributions", {ACT: ACT_CATEGORICAL}),
@@ -107,22 +122,6 @@ VARIANTS = [
         1,
         "weights in PyTorch's default layout",
         {"network.to(memory_format=torch.channels_last)": "network"},
-    ),
-    ("a3c", 1, "acting by matrix products, as in the first edition", {ACT: ACT_BY_PRODUCTS}),
-    ("a3c", 1, "θ in one vector, as in the first edition", FLAT_THETA),
-    (
-        "a3c",
-        1,
-        "frames from the emulator, as in the first edition",
-        {FRAMES: FRAMES_FROM_EMULATOR},
-    ),
-    (
-        "a3c",
-        1,
-        "times the inverse root, as in the first edition",
-        {
-            "addcdiv_(grad, (g + eps).sqrt_(), value=-lr)": "addcmul_(grad, (g + eps).rsqrt_(), value=-lr)"
-        },
     ),
     (
         "a3c",
@@ -155,24 +154,36 @@ VARIANTS = [
         {"torch.set_num_threads(min(args.num_workers, num_cores()))": "None"},
     ),
 ]
+VARIANTS += [
+    ("a3c", 1, f"{way}, as in the first edition", replacements)
+    for way, replacements in FIRST_EDITION.items()
+]
+VARIANTS.append(("a3c", 1, "all four ways of the first edition", ALL_OF_FIRST_EDITION))
 
 
 @dataclass
 class Args:
     out: Path = ROOT / "benchmark" / "results" / "variants.csv"
     """CSV to write"""
-    rounds: int = 25
-    """turns of each, two at least"""
+    launches: int = 5
+    """launches of each"""
+    rounds: int = 5
+    """turns of each after a launch"""
 
 
-def command(script: str, workers: int, replacements: dict[str, str], folder: Path) -> list[str]:
-    """A command that runs the script with the texts replaced, from a copy in the folder."""
+def rewrite(script: str, replacements: dict[str, str]) -> str:
+    """The script's text with each text replaced, which must be in it once."""
     text = (ROOT / f"{script}.py").read_text()
     for old, new in replacements.items():
         assert text.count(old) == 1, f"{script}.py has changed: {old!r} is in it {text.count(old)}×"
         text = text.replace(old, new)
+    return text
+
+
+def command(script: str, workers: int, replacements: dict[str, str], folder: Path) -> list[str]:
+    """A command that runs the script with the texts replaced, from a copy in the folder."""
     folder.mkdir()
-    (folder / f"{script}.py").write_text(text)
+    (folder / f"{script}.py").write_text(rewrite(script, replacements))
     return train(script, workers, folder)
 
 
@@ -182,9 +193,10 @@ def main(args: Args) -> None:
         groups.setdefault((script, workers), {"as it is": {}})[name] = replacements
 
     with args.out.open("w", newline="") as file, tempfile.TemporaryDirectory() as temporary:
-        file.write(header(f"python benchmark/studies/variants.py --rounds {args.rounds}"))
+        flags = f"--launches {args.launches} --rounds {args.rounds}"
+        file.write(header(f"python benchmark/studies/variants.py {flags}"))
         writer = csv.writer(file)
-        writer.writerow(("script", "workers", "variant", "round", "steps_per_second"))
+        writer.writerow(("script", "workers", "variant", "launch", "round", "steps_per_second"))
         print("| | workers | variant | steps per second | to the script as it is |")
         print("|---|---|---|---|---|")
         for (script, workers), variants in groups.items():
@@ -192,10 +204,16 @@ def main(args: Args) -> None:
             for i, (name, replacements) in enumerate(variants.items()):
                 folder = Path(temporary) / f"{script}_{workers}_{i}"
                 commands[name] = command(script, workers, replacements, folder)
-            rates = take_turns(commands, args.rounds, seconds=1.0)
+            rates: dict[str, list[float]] = {name: [] for name in commands}
+            for launch in range(args.launches):
+                of_launch = take_turns(commands, args.rounds, seconds=1.0)
+                for name, of_variant in of_launch.items():
+                    rates[name] += of_variant
+                    for turn, rate in enumerate(of_variant):
+                        row = f"{script}.py", workers, name, launch, turn, f"{rate:.1f}"
+                        writer.writerow(row)
+
             for name, of_variant in rates.items():
-                for turn, rate in enumerate(of_variant):
-                    writer.writerow((f"{script}.py", workers, name, turn, f"{rate:.1f}"))
                 pairs = zip(of_variant, rates["as it is"], strict=True)
                 ratio = spread([one / other for one, other in pairs], 2)
                 cells = f"{script}.py", str(workers), name, spread(of_variant, 0), ratio
