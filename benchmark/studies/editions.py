@@ -3,8 +3,9 @@
     python benchmark/studies/editions.py
 
 The first edition is taken from the repository's history. Both play Breakout in turns of one second,
-as in benchmark/speed.py. Writes benchmark/results/editions.csv and prints a table of medians. It
-needs an otherwise idle Linux machine, and takes two minutes.
+as in benchmark/speed.py. All are launched several times, because two launches of the same script
+differ by some percent. Writes benchmark/results/editions.csv and prints a table of medians. It
+needs an otherwise idle Linux machine, and takes four minutes.
 """
 
 import csv
@@ -21,7 +22,8 @@ from provenance import commit, header
 from speed import spread, take_turns, train
 
 FIRST_EDITION = "40b9e66"
-ROUNDS = 15
+LAUNCHES = 5
+ROUNDS = 5
 
 
 def main() -> None:
@@ -30,7 +32,7 @@ def main() -> None:
         commits = f"{FIRST_EDITION} (first), {commit()} (second)"
         file.write(header("python benchmark/studies/editions.py", commit=commits))
         writer = csv.writer(file)
-        writer.writerow(("script", "workers", "edition", "round", "steps_per_second"))
+        writer.writerow(("script", "workers", "edition", "launch", "round", "steps_per_second"))
         for script, workers in ("a3c", 1), ("a3c", 16), ("a2c", 16):
             with (Path(first) / f"{script}.py").open("wb") as old:
                 show = ["git", "show", f"{FIRST_EDITION}:{script}.py"]
@@ -38,10 +40,15 @@ def main() -> None:
             commands = {}
             for edition, folder in ("first", Path(first)), ("second", ROOT):
                 commands[edition] = train(script, workers, folder)
-            rates = take_turns(commands, ROUNDS, seconds=1.0)
-            for edition, of_edition in rates.items():
-                for turn, rate in enumerate(of_edition):
-                    writer.writerow((f"{script}.py", workers, edition, turn, f"{rate:.1f}"))
+            rates: dict[str, list[float]] = {edition: [] for edition in commands}
+            for launch in range(LAUNCHES):
+                of_launch = take_turns(commands, ROUNDS, seconds=1.0)
+                for edition, of_edition in of_launch.items():
+                    rates[edition] += of_edition
+                    for turn, rate in enumerate(of_edition):
+                        row = f"{script}.py", workers, edition, launch, turn, f"{rate:.1f}"
+                        writer.writerow(row)
+
             pairs = zip(rates["second"], rates["first"], strict=True)
             ratio = spread([second / one for second, one in pairs], 2)
             medians = spread(rates["first"], 0), spread(rates["second"], 0)
