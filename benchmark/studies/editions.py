@@ -4,8 +4,8 @@
 
 The first edition is taken from the repository's history. Both play Breakout in turns of one second,
 as in benchmark/speed.py. All are launched several times, because two launches of the same script
-differ by some percent. Writes benchmark/results/editions.csv and prints a table of medians. It
-needs an otherwise idle Linux machine, and takes seven minutes.
+differ. Writes benchmark/results/editions.csv and prints a table of medians. It needs an otherwise
+idle Linux machine, and takes seven minutes.
 """
 
 import csv

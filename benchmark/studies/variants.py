@@ -4,9 +4,9 @@
 
 A variant is a copy of the script with a few lines replaced. The script and its variants are started
 together and play Breakout in turns of one second, as in benchmark/speed.py. Two launches of the
-same script differ by some percent, whatever the number of turns, so all are launched several times.
-Writes benchmark/results/variants.csv and prints a table of medians. It needs an otherwise idle
-Linux machine, and takes some ten minutes by default.
+same script differ, whatever the number of turns, so all are launched several times. Writes
+benchmark/results/variants.csv and prints a table of medians. It needs an otherwise idle Linux
+machine, and takes some ten minutes by default.
 """
 
 import csv
