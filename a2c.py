@@ -28,8 +28,8 @@ number of cores and --device cpu, a run repeats bit for bit. With one environmen
 a3c.py computes with one worker, given the same η, α and ε, whose defaults differ.
 
 Where this file departs from A3C's published settings:
-- With orthogonal initial weights, a small ε, and a g that starts at 1, Breakout and Pong are
-  learned several times faster. The authors' settings, as far as known, are --init paper
+- g starts at 1. With orthogonal initial weights and a smaller ε, Breakout and Pong are learned
+  several times faster. The authors' settings, as far as known, are --init paper
   --learning-rate 7e-4 --rms-eps 0.1 --total-timesteps 80000000.
 - The value loss is c ½(R - V)² with c = 0.5, as in most reproductions.
 - A time limit bootstraps from V of the last observation. A lost life in Atari ends the segment with
@@ -135,14 +135,14 @@ def choose_defaults(args: Args, images: bool) -> Args:
 
 
 class UnsupportedEnvironment(Exception):
-    """An environment that this script cannot train on."""
+    """An environment that this script cannot train on, or cannot record."""
 
 
 class Atari(gym.Wrapper):
     """The paper's preprocessing: action repeat 4, maximum of two screens, 84×84, stack of 4.
 
-    It wraps a game that returns a grayscale screen for every frame. A reset plays 0 to 30 no-ops.
-    Observations are uint8 of shape (84, 84, 4), the newest last; info["life_lost"] is added.
+    It wraps a game that returns a grayscale screen for every frame. A reset plays 0 to 30 no-ops,
+    as in DQN. Observations are uint8 (84, 84, 4), the newest last; info["life_lost"] is added.
     """
 
     def __init__(self, env: gym.Env):
@@ -255,7 +255,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
 
 
 class ImageNetwork(nn.Module):
-    """π(a|s; θ) and V(s; θ_v) for images: section 8's network, shared up to its two outputs."""
+    """π(a|s; θ) and V(s; θ) for images: section 8's network, shared up to its two outputs."""
 
     def __init__(self, num_actions: int):
         super().__init__()
@@ -271,7 +271,7 @@ class ImageNetwork(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
-        if obs.dtype == torch.uint8:  # others are taken as they are
+        if obs.dtype == torch.uint8:  # floats are taken as they are
             x = x / 255
         x = self.convs(x)  # (B, 32, 9, 9)
         x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256); channels last: no copy
@@ -279,7 +279,7 @@ class ImageNetwork(nn.Module):
 
 
 class FlatNetwork(nn.Module):
-    """π(a|s; θ) and V(s; θ_v) for all other observations: an MLP each."""
+    """π(a|s; θ) and V(s; θ) for all other observations: an MLP each."""
 
     def __init__(self, num_inputs: int, num_actions: int):
         super().__init__()
@@ -671,7 +671,7 @@ def prepare_worker(seed: int) -> None:
     action_rng.seed(seed)
     # SIGINT is Ctrl-C, and what the kernel sends when main dies (Linux, by PyTorch's request).
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how PyTorch ends the others if one is lost
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # main lets the workers end their segments
 
@@ -1007,7 +1007,7 @@ def claim_run(args: Args, run_dir: Path) -> TextIO:
 
 
 def lock(file: TextIO) -> None:
-    """Raises BlockingIOError if another process has locked the file."""
+    """Locks the file. Raises BlockingIOError if another process has done so."""
     if sys.platform == "win32":
         return
     try:
@@ -1040,7 +1040,7 @@ def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
             # An environment may return floats although its space declares integers.
             dtype = np.result_type(dtype, env.observation_space.dtype)
         buffers = Buffers(example.astype(dtype), args.num_workers)
-    # PyTorch would warn of every worker that it ends after another was lost.
+    # When one worker is lost, PyTorch ends the others, with a warning for each.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     others = mp.active_children()  # of a program that calls main
     try:
@@ -1066,8 +1066,7 @@ def num_cores() -> int:
     """The number of cores that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
-    most = 60 if sys.platform == "win32" else 10_000  # Windows: at most 63 handles
-    return min(os.cpu_count() or 1, most)
+    return min(os.cpu_count() or 1, 60)  # Windows: at most 63 handles
 
 
 def main(args: Args) -> list[float] | None:
@@ -1118,7 +1117,7 @@ def main(args: Args) -> list[float] | None:
             saved = save_checkpoint(shared, args, run_dir)
             complete = saved and not lost and not signals.signum
             if not complete and (run_dir / "checkpoint.pt").exists():
-                path = shlex.quote(run_dir.as_posix())  # cmd.exe needs it without quotes
+                path = shlex.quote(run_dir.as_posix())  # cmd.exe cannot read quoted backslashes
                 warn(f"to continue: python {SCRIPT.name} --resume {path}")
 
     if not complete:

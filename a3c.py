@@ -23,10 +23,9 @@ Every worker is a process with its own environment. It repeats, without waiting 
 Explained, with its results, in docs/algorithms/a3c.md.
 
 Where this file departs from the paper:
-- With orthogonal initial weights, a small ε, a small η, and a g that starts at 1 and is a mean over
-  more updates, Breakout and Pong are learned several times faster. The authors' settings, as far
-  as known, are --init paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99
-  --total-timesteps 80000000.
+- g starts at 1. With orthogonal initial weights, a smaller ε and η, and a larger α, Breakout and
+  Pong are learned several times faster. The authors' settings, as far as known, are --init paper
+  --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99 --total-timesteps 80000000.
 - One batched pass over a segment gives the gradient that Algorithm S3 accumulates step by step,
   because θ' does not change within a segment.
 - The entropy bonus is from section 4; Algorithm S3 leaves it out.
@@ -130,14 +129,14 @@ def choose_defaults(args: Args, images: bool) -> Args:
 
 
 class UnsupportedEnvironment(Exception):
-    """An environment that this script cannot train on."""
+    """An environment that this script cannot train on, or cannot record."""
 
 
 class Atari(gym.Wrapper):
     """The paper's preprocessing: action repeat 4, maximum of two screens, 84×84, stack of 4.
 
-    It wraps a game that returns a grayscale screen for every frame. A reset plays 0 to 30 no-ops.
-    Observations are uint8 of shape (84, 84, 4), the newest last; info["life_lost"] is added.
+    It wraps a game that returns a grayscale screen for every frame. A reset plays 0 to 30 no-ops,
+    as in DQN. Observations are uint8 (84, 84, 4), the newest last; info["life_lost"] is added.
     """
 
     def __init__(self, env: gym.Env):
@@ -250,7 +249,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
 
 
 class ImageNetwork(nn.Module):
-    """π(a|s; θ) and V(s; θ_v) for images: section 8's network, shared up to its two outputs."""
+    """π(a|s; θ) and V(s; θ) for images: section 8's network, shared up to its two outputs."""
 
     def __init__(self, num_actions: int):
         super().__init__()
@@ -266,7 +265,7 @@ class ImageNetwork(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
-        if obs.dtype == torch.uint8:  # others are taken as they are
+        if obs.dtype == torch.uint8:  # floats are taken as they are
             x = x / 255
         x = self.convs(x)  # (B, 32, 9, 9)
         x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256); channels last: no copy
@@ -274,7 +273,7 @@ class ImageNetwork(nn.Module):
 
 
 class FlatNetwork(nn.Module):
-    """π(a|s; θ) and V(s; θ_v) for all other observations: an MLP each."""
+    """π(a|s; θ) and V(s; θ) for all other observations: an MLP each."""
 
     def __init__(self, num_inputs: int, num_actions: int):
         super().__init__()
@@ -441,7 +440,7 @@ def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor
 def worker(
     rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: "WorkerLog"
 ) -> None:
-    """One actor-learner (Algorithm S3). `step` is T at the snapshot."""
+    """One actor-learner (Algorithm S3). `step` is T at the snapshot; only t is added to it."""
     network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
     obs, _ = env.reset(seed=seed)
 
@@ -502,7 +501,7 @@ def prepare_worker(seed: int) -> None:
     action_rng.seed(seed)
     # SIGINT is Ctrl-C, and what the kernel sends when main dies (Linux, by PyTorch's request).
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how PyTorch ends the others if one is lost
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # main lets the workers end their segments
 
@@ -510,7 +509,7 @@ def prepare_worker(seed: int) -> None:
 def run_worker(
     rank: int, args: Args, seeds: list[int], shared: Shared, pipes: list[Connection]
 ) -> None:
-    """The target of a worker's process. Closes the environment even if the worker raises."""
+    """What a worker's process runs. Closes the environment even if the worker raises."""
     prepare_worker(seeds[rank])
     with make_env(args.env_id) as env:
         worker(rank, args, seeds[rank], env, shared, WorkerLog(pipes[rank].send))
@@ -841,7 +840,7 @@ def claim_run(args: Args, run_dir: Path) -> TextIO:
 
 
 def lock(file: TextIO) -> None:
-    """Raises BlockingIOError if another process has locked the file."""
+    """Locks the file. Raises BlockingIOError if another process has done so."""
     if sys.platform == "win32":
         return
     try:
@@ -866,7 +865,7 @@ def start_workers(args: Args, shared: Shared) -> tuple[mp.ProcessContext, list[C
         method = "fork" if sys.platform == "linux" else "spawn"
     T = int(shared.steps.sum())  # in the seeds, so that a resumed run gets new ones
     seeds = np.random.SeedSequence([args.seed, T]).generate_state(args.num_workers).tolist()
-    # PyTorch would warn of every worker that it ends after another was lost.
+    # When one worker is lost, PyTorch ends the others, with a warning for each.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     others = mp.active_children()  # of a program that calls main
     try:
@@ -967,7 +966,7 @@ def main(args: Args) -> list[float] | None:
             saved = save_checkpoint(shared, args, run_dir)
             complete = saved and not lost and not signals.signum
             if not complete and (run_dir / "checkpoint.pt").exists():
-                path = shlex.quote(run_dir.as_posix())  # cmd.exe needs it without quotes
+                path = shlex.quote(run_dir.as_posix())  # cmd.exe cannot read quoted backslashes
                 warn(f"to continue: python {SCRIPT.name} --resume {path}")
 
     if not complete:

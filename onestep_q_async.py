@@ -23,18 +23,18 @@ Every worker is a process with its own environment. It repeats, without waiting 
 Explained, with its results, in docs/algorithms/onestep_q_async.md.
 
 Where this file departs from the paper:
-- As in a3c.py, g starts at 1. For images, initial weights are orthogonal, η and RMSProp's ε are
-  small, and g is a mean over more updates. The authors' settings, as far as known, are --init
-  paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99 --total-timesteps 80000000.
+- g starts at 1. For images, initial weights are orthogonal, η and RMSProp's ε are smaller, and α is
+  larger (docs/hyperparameters.md). The authors' settings, as far as known, are --init paper
+  --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99 --total-timesteps 80000000.
 - Algorithm 1 reads the shared θ itself. The snapshot θ' keeps other workers from changing it
-  between the forward and the backward pass of a batch. With one worker there is no difference.
+  between the forward and the backward pass of a batch. With one worker it makes no difference.
 - The steps to an update are counted from the last update; Algorithm 1 counts from the worker's
   start.
 - The squared error is halved, as in DQN, and so is its gradient.
 - A time limit bootstraps from the last observation. A lost life in Atari ends the segment with
   y = r, but the game goes on.
 - Each worker draws its final ε once, not periodically: 0.1, 0.01 or 0.5, with probability 0.4, 0.3
-  and 0.3. Worker 0 alone refreshes θ⁻.
+  and 0.3. Worker 0 alone refreshes θ⁻, and after its update, where Algorithm 1 does so before.
 """
 
 import contextlib
@@ -134,14 +134,14 @@ def choose_defaults(args: Args, images: bool) -> Args:
 
 
 class UnsupportedEnvironment(Exception):
-    """An environment that this script cannot train on."""
+    """An environment that this script cannot train on, or cannot record."""
 
 
 class Atari(gym.Wrapper):
     """The paper's preprocessing: action repeat 4, maximum of two screens, 84×84, stack of 4.
 
-    It wraps a game that returns a grayscale screen for every frame. A reset plays 0 to 30 no-ops.
-    Observations are uint8 of shape (84, 84, 4), the newest last; info["life_lost"] is added.
+    It wraps a game that returns a grayscale screen for every frame. A reset plays 0 to 30 no-ops,
+    as in DQN. Observations are uint8 (84, 84, 4), the newest last; info["life_lost"] is added.
     """
 
     def __init__(self, env: gym.Env):
@@ -269,7 +269,7 @@ class ImageNetwork(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
-        if obs.dtype == torch.uint8:  # others are taken as they are
+        if obs.dtype == torch.uint8:  # floats are taken as they are
             x = x / 255
         x = self.convs(x)  # (B, 32, 9, 9)
         x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256); channels last: no copy
@@ -293,7 +293,7 @@ Network = ImageNetwork | FlatNetwork
 
 
 def make_network(env: gym.Env, init: str) -> Network:
-    """A network for the environment's observations, with initial weights as --init says."""
+    """A network for the environment's observations; --init sets the initial weights for images."""
     assert isinstance(env.observation_space, gym.spaces.Box)
     assert isinstance(env.action_space, gym.spaces.Discrete)
     num_actions = int(env.action_space.n)
@@ -304,8 +304,7 @@ def make_network(env: gym.Env, init: str) -> Network:
     else:
         network = FlatNetwork(math.prod(env.observation_space.shape), num_actions)
 
-    # Otherwise PyTorch's default, which is the paper's, and better for the MLP.
-    if init == "orthogonal" and images:
+    if init == "orthogonal" and images:  # else PyTorch's default: the paper's, better for the MLP
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.orthogonal_(layer.weight, gain=2**0.5)
@@ -399,13 +398,13 @@ def sample_final_epsilon(seed: int, rank: int) -> float:
 
 
 def anneal_epsilon(step: int, final_epsilon: float, exploration_steps: int) -> float:
-    """ε at step T: from 1 linearly to its final value, which it keeps after exploration_steps."""
+    """ε at step T: falls linearly from 1 to its final value over exploration_steps, then stays."""
     progress = min(1, step / exploration_steps)
     return 1 + (final_epsilon - 1) * progress
 
 
 def one_step_targets(rewards: Tensor, next_values: Tensor, terminal: bool, gamma: float) -> Tensor:
-    """y_i = r_i + γ next_values_i, (t,). The last is r_i alone if its next state is terminal."""
+    """y_i = r_i + γ next_values_i, for t steps, (t,). If terminal, the last is r_i alone."""
     targets = rewards + gamma * next_values
     if terminal:
         targets[-1] = rewards[-1]
@@ -441,7 +440,7 @@ def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor
 def worker(
     rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: "WorkerLog"
 ) -> None:
-    """One actor-learner (Algorithm 1). `step` is T at the snapshot."""
+    """One actor-learner (Algorithm 1). `step` is T at the snapshot; only t is added to it."""
     network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
     target_network = make_network(env, args.init).requires_grad_(False)
     target_network.load_state_dict(shared.target, assign=True)  # θ⁻ itself, not a copy
@@ -470,10 +469,9 @@ def worker(
 
         # Learn: Δθ from one pass over the segment
         states = torch.as_tensor(np.stack(observations))  # (t+1, ...)
-        chosen = torch.tensor(actions)[:, None]  # (t, 1)
         next_values = target_network(states[1:]).amax(1)  # max_a' Q(s', a'; θ⁻), (t,)
         targets = one_step_targets(torch.tensor(rewards), next_values, terminal, args.gamma)  # (t,)
-        q_values = network(states[:t]).gather(1, chosen).squeeze(1)  # Q(s_i, a_i; θ'), (t,)
+        q_values = network(states[:t])[range(t), actions]  # Q(s_i, a_i; θ'), (t,)
         loss, stats = q_loss(q_values, targets)
         grads = torch.autograd.grad(loss, list(network.parameters()))
         grads, grad_norm = clip_grads(grads, args.max_grad_norm)
@@ -510,7 +508,7 @@ def prepare_worker(seed: int) -> None:
     action_rng.seed(seed)
     # SIGINT is Ctrl-C, and what the kernel sends when main dies (Linux, by PyTorch's request).
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how PyTorch ends the others if one is lost
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # main lets the workers end their segments
 
@@ -518,7 +516,7 @@ def prepare_worker(seed: int) -> None:
 def run_worker(
     rank: int, args: Args, seeds: list[int], shared: Shared, pipes: list[Connection]
 ) -> None:
-    """The target of a worker's process. Closes the environment even if the worker raises."""
+    """What a worker's process runs. Closes the environment even if the worker raises."""
     prepare_worker(seeds[rank])
     with make_env(args.env_id) as env:
         worker(rank, args, seeds[rank], env, shared, WorkerLog(pipes[rank].send))
@@ -849,7 +847,7 @@ def claim_run(args: Args, run_dir: Path) -> TextIO:
 
 
 def lock(file: TextIO) -> None:
-    """Raises BlockingIOError if another process has locked the file."""
+    """Locks the file. Raises BlockingIOError if another process has done so."""
     if sys.platform == "win32":
         return
     try:
@@ -874,7 +872,7 @@ def start_workers(args: Args, shared: Shared) -> tuple[mp.ProcessContext, list[C
         method = "fork" if sys.platform == "linux" else "spawn"
     T = int(shared.steps.sum())  # in the seeds, so that a resumed run gets new ones
     seeds = np.random.SeedSequence([args.seed, T]).generate_state(args.num_workers).tolist()
-    # PyTorch would warn of every worker that it ends after another was lost.
+    # When one worker is lost, PyTorch ends the others, with a warning for each.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     others = mp.active_children()  # of a program that calls main
     try:
@@ -975,7 +973,7 @@ def main(args: Args) -> list[float] | None:
             saved = save_checkpoint(shared, args, run_dir)
             complete = saved and not lost and not signals.signum
             if not complete and (run_dir / "checkpoint.pt").exists():
-                path = shlex.quote(run_dir.as_posix())  # cmd.exe needs it without quotes
+                path = shlex.quote(run_dir.as_posix())  # cmd.exe cannot read quoted backslashes
                 warn(f"to continue: python {SCRIPT.name} --resume {path}")
 
     if not complete:

@@ -20,6 +20,7 @@ BY_METHOD = [VALUES, {"a3c"}, {"a2c"}]
 DIFFERENT = {
     "docstring": EACH,
     "rest": BUT_A2C,
+    "header": BUT_A2C,
     "Args": [ONE_STEP, {"nstep_q_async"}, {"a3c"}, {"a2c"}],
     "ImageNetwork": BY_OUTPUTS,
     "FlatNetwork": BY_OUTPUTS,
@@ -67,7 +68,7 @@ def definitions(name: str) -> dict[str, str]:
         text = "".join(lines[start - 1 : node.end_lineno])
         texts |= {key: text} if key else {}
         rest += [] if key else [text]
-    header = "".join(itertools.takewhile(lambda line: line[0] == "#", lines))
+    header = "".join(line for line in lines if line[0] == "#")
     return {**texts, "rest": "".join(rest), "header": header}
 
 

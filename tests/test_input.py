@@ -208,10 +208,13 @@ def test_what_0_stands_for_is_in_the_docs(script):
     assert changed and changed <= compared
 
 
-def test_all_generators_are_seeded(script):
+@pytest.mark.parametrize("of_main", [True, False])
+def test_all_generators_are_seeded(script, monkeypatch, of_main):
+    monkeypatch.setattr(script.signal, "signal", lambda *arguments: None)
     drawn = []
     for seed in (1, 1, 2):
-        script.validate_args(script.Args(env_id="CartPole-v1", seed=seed))
+        args = script.Args(env_id="CartPole-v1", seed=seed)
+        script.validate_args(args) if of_main else script.prepare_worker(seed)
         own = script.action_rng.random()
         drawn.append((torch.rand(1).item(), np.random.rand(), random.random(), own))
     assert drawn[0] == drawn[1]

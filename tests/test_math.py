@@ -2,6 +2,7 @@
 
 import math
 import runpy
+import statistics
 
 import pytest
 import torch
@@ -240,12 +241,14 @@ def test_one_worker_repeats_a_run_bit_for_bit(script, tmp_path, env_id):
 
 
 @OF_FEW
-def test_an_evaluation_repeats(script, tmp_path):
+def test_an_evaluation_repeats(script, capsys, tmp_path):
     flags = dict(env_id="CartPole-v1")
     run_dir = train(script, tmp_path, total_timesteps=300, **flags)
     flags |= dict(evaluate=str(run_dir), eval_episodes=5)
     returns = [script.main(script.Args(seed=seed, **flags)) for seed in (1, 1, 2)]
     assert len(returns[0]) == 5 and returns[0] == returns[1] != returns[2]
+    mean, deviation = statistics.mean(returns[2]), statistics.pstdev(returns[2])
+    assert capsys.readouterr().out.endswith(f"return {mean:.2f} ± {deviation:.2f}\n")
 
 
 def test_each_episode_of_an_evaluation_has_its_own_seed(script, monkeypatch, tmp_path):

@@ -158,7 +158,7 @@ def test_nohup_is_respected(script):
 
 # A terminal's Ctrl-C goes to the whole process group.
 HOW = [(signal.SIGINT, os.kill), (signal.SIGINT, os.killpg)]
-HOW += [(signal.SIGTERM, os.kill), (signal.SIGTERM, os.killpg), (signal.SIGHUP, os.kill)]
+HOW += [(signal.SIGTERM, os.kill), (signal.SIGTERM, os.killpg), (signal.SIGHUP, os.killpg)]
 SIGNALS = [(name, *how, "fork") for name in FEW for how in HOW]
 SIGNALS += [
     pytest.param(name, *how, marks=pytest.mark.slow)
@@ -318,7 +318,25 @@ def test_the_steps_of_a_tag_increase(script, tmp_path):
 
 
 @OF_ONE
-def test_messages_of_several_workers_are_logged_by_step(script, tmp_path):
+def test_messages_of_several_workers_are_logged_by_step(script):
+    logged, pipes = [], [mp.Pipe(duplex=False) for _ in range(2)]
+    for (_, sender), steps in zip(pipes, [(2, 3), (1, 4)], strict=True):
+        for step in steps:
+            sender.send((step, {}))
+    recorder = SimpleNamespace(
+        log=lambda message: logged.append(message[0]),
+        progress=lambda step: None,
+        save_if_due=lambda: None,
+        args=script.Args(total_timesteps=1),
+    )
+    workers = SimpleNamespace(join=lambda timeout: True, processes=[])
+    shared, signals = SimpleNamespace(steps=torch.tensor([4])), SimpleNamespace(signum=0)
+    assert not script.watch(workers, [pipe[0] for pipe in pipes], shared, recorder, signals)
+    assert logged == [1, 2, 3, 4]
+
+
+@OF_ONE
+def test_points_of_a_tag_get_increasing_steps(script, tmp_path):
     args = script.Args(total_timesteps=1000)
     recorder = script.Recorder(script.Shared(torch.nn.Linear(3, 1), 1), args, tmp_path)
     for step, length in (5, 1.0), (5, 2.0), (3, 3.0), (9, 4.0):
