@@ -714,8 +714,8 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
 def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     """Plays full episodes; prints the return of each, with unclipped rewards, and returns all."""
     env = make_env(args.env_id, args.capture_video)
-    # Without a time limit of the environment's own, an episode might never end.
-    limit = (env.spec and env.spec.max_episode_steps) or 100_000
+    # An episode might never end. A time limit that is longer ends it by itself.
+    limit = max(100_000, (env.spec and env.spec.max_episode_steps) or 0)
     if args.capture_video:
         try:
             env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
@@ -748,6 +748,15 @@ def warn(message: str) -> None:
     """Prints to stderr, above the bar. A full disk or a closed terminal does not end the run."""
     with contextlib.suppress(OSError):
         tqdm.write(message, file=sys.stderr)
+
+
+def flush_output() -> None:
+    """Flushes stdout and stderr. What nobody reads is dropped, as Python would exit with 120."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def bad_input(message: str) -> NoReturn:
@@ -925,7 +934,7 @@ def watch(
             warn(f"{SCRIPT.name}: a worker has exited: does its environment call exit()?")
             return True
         if not all_ended and time.monotonic() > deadline:
-            warn(f"{SCRIPT.name}: an environment hangs: its worker is killed")
+            warn(f"{SCRIPT.name}: a worker does not end (does its environment hang?): it is killed")
             return True
         recorder.save_if_due()
     return worker_lost
@@ -981,4 +990,7 @@ if __name__ == "__main__":
     if path := args.resume or args.evaluate:
         # Once more, with the flags of the run as the defaults.
         args = tyro.cli(Args, description=__doc__, default=load_checkpoint(path)[0]["args"])
-    main(args)
+    try:
+        main(args)
+    finally:
+        flush_output()

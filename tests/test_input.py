@@ -161,6 +161,8 @@ def test_an_episode_without_end_is_given_up(script, capsys, monkeypatch, trained
     assert closed == [env.unwrapped for env in envs]
     args = script.Args(env_id="toy_envs:LimitedLater-v0", **flags)
     assert script.main(args) == [sum(range(1, 100_002))]
+    args = script.Args(env_id="toy_envs:ThreeGames-v0", **flags)
+    assert script.main(args) == [3 * sum(range(1, 6))]
 
 
 def test_what_0_stands_for(script):

@@ -105,7 +105,7 @@ def test_a_worker_that_hangs_at_the_end_is_given_up(script, tmp_path, monkeypatc
     monkeypatch.setattr(script, "time", clock)
     flags = {"env_id": "toy_envs:OneHangs-v0", "total_timesteps": 2000}
     run_dir = train(script, tmp_path / "runs", code=1, **flags)
-    assert capsys.readouterr().err.count("an environment hangs") == 1
+    assert capsys.readouterr().err.count("does its environment hang?") == 1
     assert checkpoint(run_dir)["steps"].sum() >= 2000
 
 
@@ -203,6 +203,19 @@ def test_a_second_ctrl_c_does_not_wait_for_a_hanging_environment(script, launch)
     # No line says that an environment hangs.
     assert code == 130 and err.strip() == how_to_continue(script, run)
     assert_usable(run.run_dir)
+
+
+@OF_TWO
+def test_the_exit_code_does_not_depend_on_a_reader(script, tmp_path):
+    # As in `python a3c.py | head -1`. PYTHONUNBUFFERED would leave nothing to flush at the exit.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    flags = ["--env-id", "CartPole-v1", "--num-workers", "1", "--total-timesteps", "1000"]
+    command, pipe = [sys.executable, script.__file__, *flags], subprocess.PIPE
+    run = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=pipe, stderr=pipe, text=True)
+    assert run.stdout.readline().startswith(f"{script.__name__}.py: run folder")
+    run.stdout.close()
+    assert "Exception ignored" not in run.stderr.read()
+    assert run.wait() == 0
 
 
 @OF_TWO

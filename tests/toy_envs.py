@@ -51,6 +51,21 @@ class Ones(Count):
         return 1.0
 
 
+class ThreeGames(gym.Wrapper):
+    """An episode of three games, each with a time limit, which the spec shows."""
+
+    def reset(self, *, seed=None, options=None):
+        self.left = 3
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.left -= terminated or truncated
+        if self.left and (terminated or truncated):
+            obs, info = self.env.reset()
+        return obs, reward, terminated and not self.left, truncated and not self.left, info
+
+
 class InPlace(Count):
     """Returns the same array at each step, overwritten."""
 
@@ -320,6 +335,8 @@ register("AtariSkips", gym.make, "ALE/Breakout-v5")
 register_breakout("AtariShort", max_episode_steps=100)
 register_breakout("AtariFull", full_action_space=True)
 gym.register("LimitedLater-v0", lambda: Count(end="never"), max_episode_steps=100_001)
+gym.register("Limited-v0", lambda: Count(end="never"), max_episode_steps=5)
+gym.register("ThreeGames-v0", lambda: ThreeGames(gym.make("Limited-v0")))
 gym.register("BrokenVideo-v0", BrokenVideo)
 gym.register("NoImages-v0", lambda render_mode: Count())
 
