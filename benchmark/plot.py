@@ -96,6 +96,14 @@ FIGURES_TO_DRAW = [
         )
         for game in ("Breakout", "Pong")
     ),
+    Figure(
+        name="qbert",
+        title="Qbert",
+        curves=scripts("QbertNoFrameskip-v4__{}__*/curve.csv"),
+        panels=[RETURN],
+        level=published("Qbert"),
+        level_label="RL Zoo's A2C at 10M",
+    ),
     *(
         Figure(
             name=f"changes_{game.lower()}",
