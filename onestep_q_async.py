@@ -721,7 +721,7 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
 def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     """Plays full episodes; prints the return of each, with unclipped rewards, and returns all."""
     env = make_env(args.env_id, args.capture_video)
-    # An episode might never end. A time limit that is longer ends it by itself.
+    # An episode might never end. A longer time limit of the environment's own still holds.
     limit = max(100_000, (env.spec and env.spec.max_episode_steps) or 0)
     if args.capture_video:
         try:
@@ -758,7 +758,7 @@ def warn(message: str) -> None:
 
 
 def flush_output() -> None:
-    """Flushes stdout and stderr. What nobody reads is dropped, as Python would exit with 120."""
+    """Flushes stdout and stderr. Drops what nobody reads, or Python would exit with code 120."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
