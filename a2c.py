@@ -36,6 +36,8 @@ Where this file departs from A3C's published settings:
   R = 0, but the game goes on.
 """
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import importlib
@@ -602,12 +604,7 @@ def play_segments(args: Args, network: Network, envs: Environments) -> Segments:
 
 
 def coordinator(
-    args: Args,
-    shared: Shared,
-    network: Network,
-    envs: Environments,
-    seed: int,
-    recorder: "Recorder",
+    args: Args, shared: Shared, network: Network, envs: Environments, seed: int, recorder: Recorder
 ) -> None:
     """Acts in all environments and learns from all segments at once, until T_max or a signal."""
     action_rng.seed(seed)  # as worker 0 of a3c.py does

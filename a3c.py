@@ -34,6 +34,8 @@ Where this file departs from the paper:
   R = 0, but the game goes on.
 """
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import importlib
@@ -437,9 +439,7 @@ def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor
     return grads, norm
 
 
-def worker(
-    rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: "WorkerLog"
-) -> None:
+def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: WorkerLog) -> None:
     """One actor-learner (Algorithm S3). `step` is T at the snapshot; only t is added to it."""
     network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
     obs, _ = env.reset(seed=seed)

@@ -37,6 +37,8 @@ Where this file departs from the paper:
   and 0.3. Worker 0 alone refreshes θ⁻, and after its update, where Algorithm 1 does so before.
 """
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import importlib
@@ -353,6 +355,10 @@ class Shared:
             g.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
             param.addcdiv_(grad, (g + eps).sqrt_(), value=-lr)
 
+    def refresh_due(self, step: int, interval: int) -> bool:
+        """Whether a multiple of the interval has been passed since the last refresh of θ⁻."""
+        return step // interval > int(self.refreshed) // interval
+
     def refresh_target(self, step: int, params: dict[str, Tensor]) -> None:
         """θ⁻ ← params: θ at this step, or the θ⁻ of a checkpoint."""
         for name, tensor in self.target.items():
@@ -437,9 +443,7 @@ def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor
     return grads, norm
 
 
-def worker(
-    rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: "WorkerLog"
-) -> None:
+def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: WorkerLog) -> None:
     """One actor-learner (Algorithm 1). `step` is T at the snapshot; only t is added to it."""
     network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
     target_network = make_network(env, args.init).requires_grad_(False)
@@ -492,8 +496,7 @@ def worker(
             obs, _ = env.reset()
 
         # Refresh: θ⁻ ← θ whenever T passes a multiple of I_target; one worker does it, once
-        passed = (step + t) // args.target_interval > int(shared.refreshed) // args.target_interval
-        if rank == 0 and passed:
+        if rank == 0 and shared.refresh_due(step + t, args.target_interval):
             shared.refresh_target(step + t, shared.theta)
 
 
