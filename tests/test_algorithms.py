@@ -664,7 +664,7 @@ def test_one_step_targets(script):
 @pytest.mark.parametrize("kind, value", [("Worth10", 10), ("Worth1", 1), ("Worth1PerLife", 1)])
 def test_value_of_a_state_under_each_ending(script, tmp_path, kind, value):
     """With γ = 0.9 and a reward of 1 per step: 1 / (1 - γ) if only a time limit ends the game."""
-    flags = dict(env_id=f"toy_envs:{kind}-v0", total_timesteps=2500, gamma=0.9)
+    flags = dict(env_id=f"toy_envs:{kind}-v0", num_workers=1, total_timesteps=2500, gamma=0.9)
     flags |= dict(learning_rate=1e-2, rms_eps=1e-2)
     if script.__name__ in VALUE_METHODS:
         flags |= dict(total_timesteps=5000, target_interval=50, exploration_steps=1000)
