@@ -186,7 +186,7 @@ FIGURES_TO_DRAW = [
         curves=[Curve("defaults", "BreakoutNoFrameskip-v4__nstep_q_async__1/curve.csv", "#7570b3")],
         panels=[
             RETURN,
-            ("losses/q_values", "Q of the actions made"),
+            ("losses/q_values", "Q of the actions taken"),
             ("losses/td_loss", "TD loss"),
             ("async/policy_lag", "policy lag in updates"),
         ],
