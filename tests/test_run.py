@@ -384,7 +384,7 @@ class WorkersStart(Exception):
     pass
 
 
-def test_each_worker_has_a_seed_of_its_own_also_after_a_resume(
+def test_each_worker_has_a_seed_of_its_own_also_with_another_seed_and_after_a_resume(
     script, trained, tmp_path, monkeypatch
 ):
     seeds = []
@@ -396,10 +396,10 @@ def test_each_worker_has_a_seed_of_its_own_also_after_a_resume(
     monkeypatch.setattr(script.mp, "start_processes", start)
     flags = dict(env_id="toy_envs:Terminates-v0", num_workers=4, total_timesteps=10**6)
     run_dir = shutil.copytree(trained, tmp_path / "run")
-    for resume in "", str(run_dir):
+    for run in dict(seed=1), dict(seed=2), dict(seed=1, resume=str(run_dir)):
         with pytest.raises(WorkersStart):
-            script.main(script.Args(log_dir=str(tmp_path), resume=resume, **flags))
-    assert len({*seeds}) == 8
+            script.main(script.Args(log_dir=str(tmp_path), **flags, **run))
+    assert len({*seeds}) == 12
 
 
 def test_every_episode_is_logged(script, tmp_path):
