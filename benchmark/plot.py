@@ -91,7 +91,7 @@ FIGURES_TO_DRAW = [
             panels=[RETURN],
             level=published(game),
             level_label="RL Zoo's A2C at 10M",
-            legend_below=game == "Pong",
+            legend_below=True,
             each_seed=True,
         )
         for game in ("Breakout", "Pong")
@@ -103,6 +103,7 @@ FIGURES_TO_DRAW = [
         panels=[RETURN],
         level=published("Qbert"),
         level_label="RL Zoo's A2C at 10M",
+        legend_below=True,
     ),
     *(
         Figure(
@@ -216,7 +217,10 @@ def draw(figure: Figure) -> None:
 
     columns = min(2, len(figure.panels))
     rows = len(figure.panels) // columns
-    size = (5 * columns, 3.2 if rows == 1 else 2.5 * rows)
+    height = 2.5 * rows
+    if rows == 1:
+        height = 3.8 if figure.legend_below else 3.2
+    size = (5 * columns, height)
     canvas, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for axes, (column, label) in zip(grid.flat, figure.panels, strict=True):
         for curve in figure.curves:
@@ -248,7 +252,10 @@ def draw(figure: Figure) -> None:
     style = {"frameon": False, "labelcolor": GREY, "fontsize": 9, "columnspacing": 1}
     if figure.legend_below:
         lines, labels = grid.flat[0].get_legend_handles_labels()
-        canvas.legend(lines, labels, loc="outside lower center", ncols=3, handlelength=1.5, **style)
+        ncols = columns + 1
+        canvas.legend(
+            lines, labels, loc="outside lower center", ncols=ncols, handlelength=1.5, **style
+        )
     else:
         grid.flat[0].legend(loc="upper left", bbox_to_anchor=(0, top), **style)
     FIGURES.mkdir(exist_ok=True, parents=True)
