@@ -661,13 +661,15 @@ def test_one_step_targets(script):
     assert targets == [[6, 12, 3], [6, 12, 18]]
 
 
-@pytest.mark.parametrize("kind, value", [("Worth10", 10), ("Worth1", 1), ("Worth1PerLife", 1)])
-def test_value_of_a_state_under_each_ending(script, tmp_path, kind, value):
+@pytest.mark.parametrize(
+    "kind, value, steps", [("Worth10", 10, 5000), ("Worth1", 1, 1500), ("Worth1PerLife", 1, 1500)]
+)
+def test_value_of_a_state_under_each_ending(script, tmp_path, kind, value, steps):
     """With γ = 0.9 and a reward of 1 per step: 1 / (1 - γ) if only a time limit ends the game."""
-    flags = dict(env_id=f"toy_envs:{kind}-v0", num_workers=1, total_timesteps=2500, gamma=0.9)
+    flags = dict(env_id=f"toy_envs:{kind}-v0", num_workers=1, total_timesteps=steps, gamma=0.9)
     flags |= dict(learning_rate=1e-2, rms_eps=1e-2)
     if script.__name__ in VALUE_METHODS:
-        flags |= dict(total_timesteps=5000, target_interval=50, exploration_steps=1000)
+        flags |= dict(target_interval=50, exploration_steps=1000)
     params = checkpoint(train(script, tmp_path, **flags))["params"]
     output = make_network(script, script.make_env(flags["env_id"]), params)(torch.ones(1, 2))
     values = output[0] if script.__name__ in VALUE_METHODS else output[1]
