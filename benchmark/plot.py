@@ -252,7 +252,7 @@ def draw(figure: Figure) -> None:
     style = {"frameon": False, "labelcolor": GREY, "fontsize": 9, "columnspacing": 1}
     if figure.legend_below:
         lines, labels = grid.flat[0].get_legend_handles_labels()
-        ncols = columns + 1
+        ncols = columns + 1  # two columns of entries fit under one panel, three under two
         canvas.legend(
             lines, labels, loc="outside lower center", ncols=ncols, handlelength=1.5, **style
         )
