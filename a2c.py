@@ -712,11 +712,11 @@ class WorkerLog:
 class Recorder:
     """Writes the log and checkpoints of a run, and shows its progress, as a bar or in lines."""
 
-    def __init__(self, shared: Shared, args: Args, run_dir: Path):
+    def __init__(self, shared: Shared, args: Args, run_dir: Path, start: int):
+        """`start` is T before the workers started, who may have taken steps since."""
         self.shared = shared
         self.args = args
         self.run_dir = run_dir
-        start = int(shared.steps.sum())
         # Of a resumed run, TensorBoard hides what was logged after the checkpoint.
         self.writer = SummaryWriter(run_dir, purge_step=start + 1, flush_secs=5)
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
@@ -724,7 +724,7 @@ class Recorder:
         self.on_terminal = sys.stderr is not None and sys.stderr.isatty()
         self.bar = tqdm(
             total=args.total_timesteps,
-            initial=min(start, args.total_timesteps),
+            initial=min(int(shared.steps.sum()), args.total_timesteps),
             unit=" steps",
             smoothing=0.05,
             ascii=None if self.on_terminal else True,  # a file may have any encoding
@@ -1106,7 +1106,7 @@ def main(args: Args) -> list[float] | None:
         try:
             torch.set_num_threads(min(args.num_workers, num_cores()))
             network.to(args.device)
-            with contextlib.closing(Recorder(shared, args, run_dir)) as recorder:
+            with contextlib.closing(Recorder(shared, args, run_dir, start)) as recorder:
                 coordinator(args, shared, network, envs, seeds[0], recorder)
             envs.close()
             lost = False
@@ -1121,12 +1121,12 @@ def main(args: Args) -> list[float] | None:
             for process in envs.workers.processes:
                 process.kill()
             saved = save_checkpoint(shared, args, run_dir)
-            complete = saved and not lost and not signals.signum
+            complete = saved and int(shared.steps.sum()) >= args.total_timesteps
             if not complete and (run_dir / "checkpoint.pt").exists():
                 path = shlex.quote(run_dir.as_posix())  # cmd.exe cannot read quoted backslashes
                 warn(f"to continue: python {SCRIPT.name} --resume {path}")
 
-    if not complete:
+    if lost or not complete:
         sys.exit(128 + signals.signum if signals.signum else 1)
     return None
 

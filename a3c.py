@@ -554,11 +554,11 @@ class WorkerLog:
 class Recorder:
     """Writes the log and checkpoints of a run, and shows its progress, as a bar or in lines."""
 
-    def __init__(self, shared: Shared, args: Args, run_dir: Path):
+    def __init__(self, shared: Shared, args: Args, run_dir: Path, start: int):
+        """`start` is T before the workers started, who may have taken steps since."""
         self.shared = shared
         self.args = args
         self.run_dir = run_dir
-        start = int(shared.steps.sum())
         # Of a resumed run, TensorBoard hides what was logged after the checkpoint.
         self.writer = SummaryWriter(run_dir, purge_step=start + 1, flush_secs=5)
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
@@ -566,7 +566,7 @@ class Recorder:
         self.on_terminal = sys.stderr is not None and sys.stderr.isatty()
         self.bar = tqdm(
             total=args.total_timesteps,
-            initial=min(start, args.total_timesteps),
+            initial=min(int(shared.steps.sum()), args.total_timesteps),
             unit=" steps",
             smoothing=0.05,
             ascii=None if self.on_terminal else True,  # a file may have any encoding
@@ -907,10 +907,14 @@ def watch(
     deadline = math.inf  # by which the workers must have ended, once it is set
     all_ended = worker_lost = False
     while not all_ended:
+        exit_codes = [process.exitcode for process in workers.processes]
         try:
-            all_ended = workers.join(timeout=0.2)
-        except Exception as error:  # join has ended the other workers
-            all_ended = worker_lost = True
+            # join does not see that a worker has ended while a process that it started is alive.
+            all_ended = workers.join(timeout=0.2) or None not in exit_codes
+            if any(exit_codes):
+                raise ChildProcessError(f"exit code {next(filter(None, exit_codes))}")
+        except Exception as error:
+            all_ended = worker_lost = True  # the others are ended, by join or by main
             if not signals.signum:
                 warn(f"{SCRIPT.name}: a worker was lost: {error}")
 
@@ -922,8 +926,8 @@ def watch(
         for message in sorted(messages, key=lambda message: message[0]):  # by T
             recorder.log(message)
 
-        # Before T is read: a worker that ends because T has just reached T_max is not lost.
-        one_ended = any(process.exitcode == 0 for process in workers.processes)
+        # From before T is read: a worker that ends because T has just reached T_max is not lost.
+        one_ended = 0 in exit_codes
         step = int(shared.steps.sum())
         recorder.progress(step)
         to_end = bool(signals.signum) or step >= recorder.args.total_timesteps
@@ -962,23 +966,24 @@ def main(args: Args) -> list[float] | None:
         warn(f"{SCRIPT.name}: the run is complete: raise --total-timesteps to continue it")
         return None
 
+    start = int(shared.steps.sum())
     lost = True
     with claim_run(args, run_dir), StopSignals(shared.stop) as signals:
         workers, receivers = start_workers(args, shared)
         try:
-            with contextlib.closing(Recorder(shared, args, run_dir)) as recorder:
+            with contextlib.closing(Recorder(shared, args, run_dir, start)) as recorder:
                 lost = watch(workers, receivers, shared, recorder, signals)
         finally:
             signals.ignore()
             for process in workers.processes:
                 process.kill()
             saved = save_checkpoint(shared, args, run_dir)
-            complete = saved and not lost and not signals.signum
+            complete = saved and int(shared.steps.sum()) >= args.total_timesteps
             if not complete and (run_dir / "checkpoint.pt").exists():
                 path = shlex.quote(run_dir.as_posix())  # cmd.exe cannot read quoted backslashes
                 warn(f"to continue: python {SCRIPT.name} --resume {path}")
 
-    if not complete:
+    if lost or not complete:
         sys.exit(128 + signals.signum if signals.signum else 1)
     return None
 

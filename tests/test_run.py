@@ -72,6 +72,28 @@ def test_a_killed_worker_ends_the_run(script, launch, method):
     assert_usable(run.run_dir)
 
 
+@OF_ONE
+def test_a_killed_worker_ends_the_run_even_if_it_has_left_a_process(script, launch):
+    run = launch(script, *FOREVER, "toy_envs:LeavesProcess-v0")
+    os.kill(run.workers()[0], signal.SIGKILL)
+    code, _, err = run.ends()
+    assert code == 1 and "a worker was lost: exit code -9" in err
+
+
+@OF_ONE
+def test_a_signal_after_the_last_step_comes_too_late(script, tmp_path, capsys, monkeypatch):
+    watch = script.watch
+
+    def watch_and_terminate(*args):
+        lost = watch(*args)
+        signal.raise_signal(signal.SIGTERM)
+        return lost
+
+    monkeypatch.setattr(script, "watch", watch_and_terminate)
+    train(script, tmp_path, code=0, total_timesteps=100)
+    assert "to continue" not in capsys.readouterr().err
+
+
 @UNDER_EACH_METHOD
 def test_a_killed_main_takes_its_workers_along(script, launch, method):
     run = launch(script, *FOREVER, "toy_envs:Told-v0", method=method)
@@ -248,6 +270,7 @@ def test_an_environment_that_fails_to_close_is_told(script, tmp_path, capsys):
     train(script, tmp_path, code=1, env_id="toy_envs:CrashesAtClose-v0", total_timesteps=100)
     err = capsys.readouterr().err
     assert "in close" in err and "ArithmeticError: the toy cannot be closed" in err
+    assert "to continue" not in err  # all steps have been taken
 
 
 @pytest.mark.parametrize("kind", ["RewardNaN", "RewardInf", "SeenNaN"])
@@ -312,7 +335,8 @@ def test_what_was_logged_after_the_checkpoint_is_hidden(script, tmp_path):
     saved["steps"][:] = torch.tensor([stopped])  # as if the run had been killed later
     torch.save(saved, run_dir / "checkpoint.pt")
 
-    train(script, tmp_path, num_workers=1, total_timesteps=3000, resume=str(run_dir))
+    # Sixteen workers have taken steps before the last of them has started.
+    train(script, tmp_path, num_workers=16, total_timesteps=9000, resume=str(run_dir))
     after = scalars(run_dir, "charts/episodic_return")
     kept = [point for point in before if point[0] <= stopped]
     assert after[: len(kept)] == kept and stopped < after[len(kept)][0]
@@ -351,7 +375,7 @@ def test_messages_of_several_workers_are_logged_by_step(script):
 @OF_ONE
 def test_points_of_a_tag_get_increasing_steps(script, tmp_path):
     args = script.Args(total_timesteps=1000)
-    recorder = script.Recorder(script.Shared(torch.nn.Linear(3, 1), 1), args, tmp_path)
+    recorder = script.Recorder(script.Shared(torch.nn.Linear(3, 1), 1), args, tmp_path, 0)
     for step, length in (5, 1.0), (5, 2.0), (3, 3.0), (9, 4.0):
         recorder.log((step, {"charts/episodic_length": length}))
     recorder.close()
@@ -486,7 +510,7 @@ def test_what_is_logged(script, trained):
 @OF_ONE
 def test_progress(script, tmp_path, capsys):
     args = script.Args(total_timesteps=1000)
-    recorder = script.Recorder(script.Shared(torch.nn.Linear(3, 1), 1), args, tmp_path)
+    recorder = script.Recorder(script.Shared(torch.nn.Linear(3, 1), 1), args, tmp_path, 0)
     for number in range(150):
         recorder.log((number, {"charts/episodic_return": float(number)}))
     recorder.progress(500)
@@ -509,7 +533,7 @@ def test_progress_on_a_terminal(script, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     args = script.Args(total_timesteps=1000)
     shared = script.Shared(torch.nn.Linear(3, 1), 1)
-    recorder = script.Recorder(shared, args, tmp_path)
+    recorder = script.Recorder(shared, args, tmp_path, 0)
     shared.steps += 1003
     recorder.close()
     assert "1000/1000" in terminal.getvalue() and not capsys.readouterr().out
@@ -519,7 +543,7 @@ def test_progress_on_a_terminal(script, tmp_path, capsys, monkeypatch):
 def test_the_speed_of_a_run_resumed_beyond_its_end(script, tmp_path, capsys):
     shared = script.Shared(torch.nn.Linear(3, 1), 1)
     shared.steps += 2000
-    recorder = script.Recorder(shared, script.Args(total_timesteps=1000), tmp_path)
+    recorder = script.Recorder(shared, script.Args(total_timesteps=1000), tmp_path, 0)
     time.sleep(0.01)  # for a rate
     recorder.close()
     line = capsys.readouterr().out
@@ -535,7 +559,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(script, tmp_path, mon
 @OF_ONE
 def test_a_log_goes_on_when_the_disk_has_space_again(script, tmp_path, monkeypatch, capsys):
     args = script.Args(total_timesteps=1000, checkpoint_interval=0)
-    recorder = script.Recorder(script.Shared(torch.nn.Linear(3, 1), 1), args, tmp_path)
+    recorder = script.Recorder(script.Shared(torch.nn.Linear(3, 1), 1), args, tmp_path, 0)
     monkeypatch.setattr(recorder.writer, "add_scalar", lambda *args: full_disk())
     for step in (1, 2):
         recorder.log((step, {"charts/SPS": 1.0}))

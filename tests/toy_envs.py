@@ -244,6 +244,23 @@ class StartsProcess(Count):
         assert process.exitcode == 0
 
 
+class LeavesProcess(Told):
+    """Starts a process at its first step, which lives on until main has ended."""
+
+    def reward(self, action):
+        if self.steps == 0:
+            context = multiprocessing.get_context("fork")
+            context.Process(target=wait_for_the_end, args=(os.getppid(),)).start()
+        return super().reward(action)
+
+
+def wait_for_the_end(pid):
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            os.kill(pid, 0)
+            time.sleep(0.1)
+
+
 class Spoilt(Count):
     """Gives NaN or infinity in its 30th episode."""
 
@@ -309,6 +326,7 @@ for kind in Told, Hangs, OneHangs, Picky, Exits, Crashes, CrashesWithThread, InP
 for kind in Matrix, Board, SmallBoard, Scalar, Dict, Halves:
     register(kind.__name__, kind)
 register("StartsProcess", StartsProcess)
+register("LeavesProcess", LeavesProcess)
 register("CountsEpisodes", CountsEpisodes)
 register("CrashesAtClose", CrashesAtClose, end="never")
 register("Terminates", Count)
