@@ -545,7 +545,10 @@ class Environments:
         return episodes
 
     def close(self) -> None:
-        """Lets the processes close their environments and end. Raises WorkerLost if one fails."""
+        """Lets the processes close their environments and end; main kills those that take long.
+
+        Raises WorkerLost if one fails.
+        """
         for pipe in self.pipes:
             with contextlib.suppress(BrokenPipeError):
                 pipe.send(False)
@@ -607,7 +610,7 @@ def coordinator(
     args: Args, shared: Shared, network: Network, envs: Environments, seed: int, recorder: Recorder
 ) -> None:
     """Acts in all environments and learns from all segments at once, until T_max or a signal."""
-    action_rng.seed(seed)  # as worker 0 of a3c.py does
+    action_rng.seed(seed)  # with one environment, a3c.py's actions
     log = WorkerLog(recorder.log)
     envs.receive()  # waits for the first observations
 
