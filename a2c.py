@@ -716,7 +716,7 @@ class Recorder:
     """Writes the log and checkpoints of a run, and shows its progress, as a bar or in lines."""
 
     def __init__(self, shared: Shared, args: Args, run_dir: Path, start: int):
-        """`start` is T before the workers started, who may have taken steps since."""
+        """`start` is T at the start of the run; its workers may have taken steps since."""
         self.shared = shared
         self.args = args
         self.run_dir = run_dir

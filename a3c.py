@@ -555,7 +555,7 @@ class Recorder:
     """Writes the log and checkpoints of a run, and shows its progress, as a bar or in lines."""
 
     def __init__(self, shared: Shared, args: Args, run_dir: Path, start: int):
-        """`start` is T before the workers started, who may have taken steps since."""
+        """`start` is T at the start of the run; its workers may have taken steps since."""
         self.shared = shared
         self.args = args
         self.run_dir = run_dir
@@ -926,7 +926,7 @@ def watch(
         for message in sorted(messages, key=lambda message: message[0]):  # by T
             recorder.log(message)
 
-        # From before T is read: a worker that ends because T has just reached T_max is not lost.
+        # exit_codes was read before T, so a worker that has ended at T_max is not taken for lost.
         one_ended = 0 in exit_codes
         step = int(shared.steps.sum())
         recorder.progress(step)
