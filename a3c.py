@@ -860,6 +860,13 @@ def lock(file: TextIO) -> None:
         pass
 
 
+def resume_command(run_dir: Path) -> str:
+    """The command that continues the run, to be given in the current directory."""
+    script = SCRIPT.name if SCRIPT.parent == Path.cwd() else SCRIPT.as_posix()
+    # cmd.exe cannot read quoted backslashes, hence the slashes.
+    return shlex.join(["python", script, "--resume", run_dir.as_posix()])
+
+
 def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None:
     try:
         network.load_state_dict(checkpoint["params"])
@@ -980,8 +987,7 @@ def main(args: Args) -> list[float] | None:
             saved = save_checkpoint(shared, args, run_dir)
             complete = saved and int(shared.steps.sum()) >= args.total_timesteps
             if not complete and (run_dir / "checkpoint.pt").exists():
-                path = shlex.quote(run_dir.as_posix())  # cmd.exe cannot read quoted backslashes
-                warn(f"to continue: python {SCRIPT.name} --resume {path}")
+                warn(f"to continue: {resume_command(run_dir)}")
 
     if lost or not complete:
         sys.exit(128 + signals.signum if signals.signum else 1)
