@@ -45,7 +45,7 @@ one_step_targets n_step_returns q_loss actor_critic_loss clip_grads
 Buffers worker WorkerLost Environments Segments play_segments coordinator
 prepare_worker run_worker WorkerLog Recorder StopSignals save_checkpoint load_checkpoint evaluate
 warn flush_output bad_input BOUNDS validate_args
-start_run claim_run lock load_params start_workers watch num_cores main
+start_run claim_run lock resume_command load_params start_workers watch num_cores main
 """.split()
 # Lines that git counts as added or removed, at most.
 BUDGETS = {
