@@ -30,7 +30,7 @@ a3c.py computes with one worker, given the same η, α and ε, whose defaults di
 Where this file departs from A3C's published settings:
 - g starts at 1. With orthogonal initial weights and a smaller ε, Breakout and Pong are learned
   several times faster. The authors' settings, as far as known, are --init paper
-  --learning-rate 7e-4 --rms-eps 0.1 --total-timesteps 80000000.
+  --learning-rate 7e-4 --rms-eps 0.1 --vf-coef 1 --total-timesteps 80000000.
 - The value loss is c ½(R - V)² with c = 0.5, as in most reproductions.
 - A time limit bootstraps from V of the last observation. A lost life in Atari ends the segment with
   R = 0, but the game goes on.

@@ -25,7 +25,7 @@ Explained, with its results, in docs/algorithms/a3c.md.
 Where this file departs from the paper:
 - g starts at 1. With orthogonal initial weights, a smaller ε and η, and a larger α, Breakout and
   Pong are learned several times faster. The authors' settings, as far as known, are --init paper
-  --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99 --total-timesteps 80000000.
+  --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99 --vf-coef 1 --total-timesteps 80000000.
 - One batched pass over a segment gives the gradient that Algorithm S3 accumulates step by step,
   because θ' does not change within a segment.
 - The entropy bonus is from section 4; Algorithm S3 leaves it out.

@@ -1,4 +1,4 @@
-"""The figures and the table of the screening show the data in the repository."""
+"""The figures and the tables show the data in the repository."""
 
 import csv
 import re
@@ -41,8 +41,27 @@ def test_the_table_of_dead_units_is_that_of_its_file():
         shares = [f"{100 * float(share):.0f} %" for share in (conv1, conv2, hidden)]
         last[tuple(settings)] = [*shares, f"{float(spread):.2f}"]
     expected = []
-    for (script, _, *settings), measured in last.items():
-        expected.append(f"| {' | '.join([f'{script}.py', *settings, *measured])} |")
+    for (script, _, *settings), measured in sorted(last.items(), key=lambda item: item[0][0]):
+        alpha = "0.99" if script == "nstep_q_async" else "0.9994"
+        default = settings[:3] == ["1.75e-4", alpha, "6e-7"] and settings[3] in ("0.01", "")
+        name = f"{script}.py, default" if default else f"{script}.py"
+        expected.append(f"| {' | '.join([name, *settings, *measured])} |")
 
-    text = (ROOT / "docs" / "learning.md").read_text()
-    assert re.findall(r"^\| \w+\.py \| [\d.]+e.*", text, re.MULTILINE) == expected
+    text = (ROOT / "docs" / "value_methods.md").read_text()
+    assert re.findall(r"^\| \w+\.py(?:, default)? \| [\d.]+e.*", text, re.MULTILINE) == expected
+
+
+def test_the_table_of_healthy_runs_is_that_of_their_curves():
+    text = (ROOT / "docs" / "running.md").read_text()
+    rows = re.findall(
+        r"^\| \[(\w+)\.py, .*\]\(\.\./(.*curve\.csv)\) \| (.*) \|$", text, re.MULTILINE
+    )
+    assert {path for _, path, _ in rows} == {
+        str(file.relative_to(ROOT)) for file in ROOT.glob("benchmark/results/*/curve.csv")
+    }
+    for script, path, cells in rows:
+        lines = [line for line in (ROOT / path).open() if not line.startswith("#")]
+        by_step = {row["step"]: row["charts/episodic_return"] for row in csv.DictReader(lines)}
+        values = [by_step.get(f"{step}0000") for step in (25, 50, 100, 150, 200, 300)]
+        expected = [f"{float(value):.1f}".replace("-", "−") if value else "" for value in values]
+        assert script in path and cells.split(" | ") == expected
