@@ -7,8 +7,8 @@
 # ///
 """A2C, batched advantage actor-critic: the synchronous, repeatable sibling of A3C.
 
-The paper (Mnih et al. 2016) has no A2C; it is Algorithm S3 without the asynchrony. A coordinator
-acts for all environments in one batch, and learns from all their segments at once:
+A2C is Algorithm S3 of Mnih et al. 2016 without the asynchrony; the paper itself does not have it. A
+coordinator acts for all environments in one batch, and learns from all their segments at once:
 
     Snapshot   the network on --device ← θ
     Act        up to t_max steps of each environment with π(a|s; θ), or until the episode ends
@@ -23,7 +23,7 @@ acts for all environments in one batch, and learns from all their segments at on
 
 Explained, with its results, in docs/algorithms/a2c.md.
 
-A few processes, at most one per core, share the environments. On one machine, with the same
+The environments are dealt out to processes, at most one per core. On one machine, with the same
 number of cores and --device cpu, a run repeats bit for bit. With one environment it computes what
 a3c.py computes with one worker, given the same η, α and ε, whose defaults differ.
 
@@ -31,7 +31,8 @@ Where this file departs from A3C's published settings:
 - g starts at 1. With orthogonal initial weights and a smaller ε, Breakout and Pong are learned
   several times faster. The authors' settings, as far as known, are --init paper
   --learning-rate 7e-4 --rms-eps 0.1 --vf-coef 1 --total-timesteps 80000000.
-- The value loss is c ½(R - V)² with c = 0.5, as in most reproductions.
+- The value loss is c ½(R - V)² with c = 0.5, as in most reproductions. S3's (R - V)² is c = 2, and
+  an e-mail of the authors, who halve its gradient, c = 1.
 - A time limit bootstraps from V of the last observation. A lost life in Atari ends the segment with
   R = 0, but the game goes on.
 """
@@ -331,6 +332,8 @@ def act(network: Network, obs: Tensor) -> list[int]:
     """Draws an action from π(·|s) for each observation of a batch."""
     logits, _ = network(obs)  # (B, num_actions)
     rows = logits.softmax(1).tolist()
+    if any(math.isnan(probs[0]) for probs in rows):
+        raise FloatingPointError("π is NaN: look for NaN or huge values in observations")
     return [action_rng.choices(range(len(probs)), probs)[0] for probs in rows]
 
 
@@ -469,8 +472,9 @@ def worker(
     pipe = pipes[index]
     obs, actions, rewards = buffers.obs.numpy(), buffers.actions.numpy(), buffers.rewards.numpy()
     terminal, over = buffers.terminal.numpy(), buffers.over.numpy()
-    ranks = range(index, args.num_workers, len(pipes))
+    ranks = range(index, args.num_workers, len(pipes))  # num_workers counts environments
     with contextlib.ExitStack() as stack:
+        stack.callback(end_children)  # after the environments have been closed
         envs = {rank: stack.enter_context(make_env(args.env_id)) for rank in ranks}
         for rank, env in envs.items():
             obs[rank], _ = env.reset(seed=seeds[rank])
@@ -518,7 +522,10 @@ class Environments:
         self.over = buffers.over.numpy()
 
     def step(self, actions: dict[int, int]) -> list[dict[str, Any]]:
-        """Takes each rank's action, or resets its environment; returns the episodes that ended."""
+        """Steps or resets the environments of the given ranks; returns the episodes that ended.
+
+        actions: by rank, an action or Buffers.RESET. Environments of other ranks sit out.
+        """
         self.actions[:] = Buffers.SIT_OUT
         for rank, action in actions.items():
             self.actions[rank] = action
@@ -530,7 +537,7 @@ class Environments:
     def receive(self) -> list[dict[str, Any]]:
         """Waits for the answers of all processes; takes them in order, so that logs repeat."""
         episodes = []
-        polls_left = 50  # of 0.2 seconds, after a signal
+        polls_left = 50  # after a signal, for all processes together; each takes 0.2 seconds
         for pipe in self.pipes:
             try:
                 while not pipe.poll(timeout=0.2):
@@ -564,7 +571,9 @@ class Environments:
             self.workers.join(timeout=5)
         except Exception as error:
             return str(error)
-        return "does its environment call exit()?"
+        # join does not see that a process has ended while one that it started is alive.
+        exit_codes = [process.exitcode for process in self.workers.processes if process.exitcode]
+        return f"exit code {exit_codes[0]}" if exit_codes else "does its environment call exit()?"
 
 
 @dataclass
@@ -676,6 +685,12 @@ def prepare_worker(seed: int) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # main lets the workers end their segments
 
 
+def end_children() -> None:
+    """Kills the processes that an environment has left behind: Python would wait for their end."""
+    for process in mp.active_children():
+        process.kill()
+
+
 class WorkerLog:
     """Passes on (T, {tag: value}): the means of every 100 updates, and every episode."""
 
@@ -716,11 +731,11 @@ class Recorder:
     """Writes the log and checkpoints of a run, and shows its progress, as a bar or in lines."""
 
     def __init__(self, shared: Shared, args: Args, run_dir: Path, start: int):
-        """`start` is T at the start of the run; its workers may have taken steps since."""
+        """`start` is T at the start of the run; asynchronous workers may have taken steps since."""
         self.shared = shared
         self.args = args
         self.run_dir = run_dir
-        # Of a resumed run, TensorBoard hides what was logged after the checkpoint.
+        # In a resumed run, TensorBoard hides what was logged after the checkpoint.
         self.writer = SummaryWriter(run_dir, purge_step=start + 1, flush_secs=5)
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("arguments", f"|flag|value|\n|-|-|\n{table}", start)
@@ -740,7 +755,7 @@ class Recorder:
         self.last_report = self.last_save = time.monotonic()
 
     def log(self, message: tuple[int, dict[str, float]]) -> None:
-        """Writes what a WorkerLog has sent, in each tag with increasing steps."""
+        """Writes what a WorkerLog has sent. Within a tag, each step is higher than the last."""
         step, stats = message
         if "charts/episodic_return" in stats:
             self.returns.append(stats["charts/episodic_return"])
@@ -897,13 +912,19 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
                 obs, _, terminated, truncated, info = env.step(act(network, batch)[0])
                 steps += 1
             returns.append(float(info["episode"]["r"]))
-            print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
+            show(f"episode {episode + 1}: return {returns[-1]:g}")
     mean, std = np.mean(returns), np.std(returns)
-    print(f"{args.env_id}, {len(returns)} episodes: return {mean:.2f} ± {std:.2f}")
+    show(f"{args.env_id}, {len(returns)} episodes: return {mean:.2f} ± {std:.2f}")
     return returns
 
 
 # Main
+
+
+def show(message: str) -> None:
+    """Prints to stdout. A reader that has gone away, such as `head`, does not end the script."""
+    with contextlib.suppress(OSError):
+        print(message, flush=True)
 
 
 def warn(message: str) -> None:
@@ -994,7 +1015,7 @@ def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
         run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
     except (OSError, RuntimeError) as error:
         bad_input(f"cannot start a run in {run_dir}: {error}")
-    print(f"{SCRIPT.name}: run folder {run_dir}", flush=True)
+    show(f"{SCRIPT.name}: run folder {run_dir}")
     return shared, run_dir
 
 

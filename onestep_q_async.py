@@ -444,7 +444,10 @@ def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor
 
 
 def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: WorkerLog) -> None:
-    """One actor-learner (Algorithm 1). `step` is T at the snapshot; only t is added to it."""
+    """One actor-learner (Algorithm 1).
+
+    `step + t` stands for T: T at the snapshot and the worker's own steps since, not the others'.
+    """
     network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
     target_network = make_network(env, args.init).requires_grad_(False)
     target_network.load_state_dict(shared.target, assign=True)  # θ⁻ itself, not a copy
@@ -516,13 +519,22 @@ def prepare_worker(seed: int) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # main lets the workers end their segments
 
 
+def end_children() -> None:
+    """Kills the processes that an environment has left behind: Python would wait for their end."""
+    for process in mp.active_children():
+        process.kill()
+
+
 def run_worker(
     rank: int, args: Args, seeds: list[int], shared: Shared, pipes: list[Connection]
 ) -> None:
     """What a worker's process runs. Closes the environment even if the worker raises."""
     prepare_worker(seeds[rank])
-    with make_env(args.env_id) as env:
-        worker(rank, args, seeds[rank], env, shared, WorkerLog(pipes[rank].send))
+    try:
+        with make_env(args.env_id) as env:
+            worker(rank, args, seeds[rank], env, shared, WorkerLog(pipes[rank].send))
+    finally:
+        end_children()
 
 
 class WorkerLog:
@@ -565,11 +577,11 @@ class Recorder:
     """Writes the log and checkpoints of a run, and shows its progress, as a bar or in lines."""
 
     def __init__(self, shared: Shared, args: Args, run_dir: Path, start: int):
-        """`start` is T at the start of the run; its workers may have taken steps since."""
+        """`start` is T at the start of the run; asynchronous workers may have taken steps since."""
         self.shared = shared
         self.args = args
         self.run_dir = run_dir
-        # Of a resumed run, TensorBoard hides what was logged after the checkpoint.
+        # In a resumed run, TensorBoard hides what was logged after the checkpoint.
         self.writer = SummaryWriter(run_dir, purge_step=start + 1, flush_secs=5)
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("arguments", f"|flag|value|\n|-|-|\n{table}", start)
@@ -589,7 +601,7 @@ class Recorder:
         self.last_report = self.last_save = time.monotonic()
 
     def log(self, message: tuple[int, dict[str, float]]) -> None:
-        """Writes what a WorkerLog has sent, in each tag with increasing steps."""
+        """Writes what a WorkerLog has sent. Within a tag, each step is higher than the last."""
         step, stats = message
         if "charts/episodic_return" in stats:
             self.returns.append(stats["charts/episodic_return"])
@@ -745,13 +757,19 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
                 obs, _, terminated, truncated, info = env.step(act(network, np.array(obs)))
                 steps += 1
             returns.append(float(info["episode"]["r"]))
-            print(f"episode {episode + 1}: return {returns[-1]:g}", flush=True)
+            show(f"episode {episode + 1}: return {returns[-1]:g}")
     mean, std = np.mean(returns), np.std(returns)
-    print(f"{args.env_id}, {len(returns)} episodes: return {mean:.2f} ± {std:.2f}")
+    show(f"{args.env_id}, {len(returns)} episodes: return {mean:.2f} ± {std:.2f}")
     return returns
 
 
 # Main
+
+
+def show(message: str) -> None:
+    """Prints to stdout. A reader that has gone away, such as `head`, does not end the script."""
+    with contextlib.suppress(OSError):
+        print(message, flush=True)
 
 
 def warn(message: str) -> None:
@@ -837,7 +855,7 @@ def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
         run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
     except (OSError, RuntimeError) as error:
         bad_input(f"cannot start a run in {run_dir}: {error}")
-    print(f"{SCRIPT.name}: run folder {run_dir}", flush=True)
+    show(f"{SCRIPT.name}: run folder {run_dir}")
     return shared, run_dir
 
 

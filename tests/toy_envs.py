@@ -254,6 +254,13 @@ class LeavesProcess(Told):
         return super().reward(action)
 
 
+class CrashesBesideProcess(LeavesProcess):
+    def reward(self, action):
+        if self.steps == 4:
+            raise ArithmeticError("the toy is broken")
+        return super().reward(action)
+
+
 def wait_for_the_end(pid):
     with contextlib.suppress(ProcessLookupError):
         while True:
@@ -327,6 +334,7 @@ for kind in Matrix, Board, SmallBoard, Scalar, Dict, Halves:
     register(kind.__name__, kind)
 register("StartsProcess", StartsProcess)
 register("LeavesProcess", LeavesProcess)
+register("CrashesBesideProcess", CrashesBesideProcess)
 register("CountsEpisodes", CountsEpisodes)
 register("CrashesAtClose", CrashesAtClose, end="never")
 register("Terminates", Count)
