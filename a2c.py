@@ -11,8 +11,9 @@ A2C is Algorithm S3 of Mnih et al. 2016 without the asynchrony; the paper itself
 coordinator acts for all environments in one batch, and learns from all their segments at once:
 
     Snapshot   the network on --device ← θ
-    Act        up to t_max steps of each environment with π(a|s; θ), or until the episode ends
-    Learn      R_i = r_i + γR_{i+1}, from R_t = 0 (terminal) or V(s_t; θ) (otherwise)
+    Act        a segment of each: t ≤ t_max steps with π(a|s; θ), fewer if the episode ends
+    Learn      R_i = r_i + γR_{i+1} from i = t-1 to 0,
+               with R_t = 0 (terminal) or V(s_t; θ) (otherwise)
                Δθ = ∇_θ Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²],
                summed over all environments, with R_i, and V(s_i) in the first term, held constant
     Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), with η decaying linearly to 0
@@ -28,9 +29,9 @@ number of cores and --device cpu, a run repeats bit for bit. With one environmen
 a3c.py computes with one worker, given the same η, α and ε, whose defaults differ.
 
 Where this file departs from A3C's published settings:
-- g starts at 1. With orthogonal initial weights and a smaller ε, Breakout and Pong are learned
-  several times faster. The authors' settings, as far as known, are --init paper
-  --learning-rate 7e-4 --rms-eps 0.1 --vf-coef 1 --total-timesteps 80000000.
+- g starts at 1; the paper does not say where. With orthogonal initial weights and a smaller ε,
+  Breakout and Pong are learned several times faster. The authors' settings, as far as known, are
+  --init paper --learning-rate 7e-4 --rms-eps 0.1 --vf-coef 1 --total-timesteps 80000000.
 - The value loss is c ½(R - V)² with c = 0.5, as in most reproductions. S3's (R - V)² is c = 2, and
   an e-mail of the authors, who halve its gradient, c = 1.
 - A time limit bootstraps from V of the last observation. A lost life in Atari ends the segment with
@@ -206,8 +207,9 @@ def is_image(space: gym.spaces.Box) -> bool:
 def make_env(env_id: str, video: bool = False) -> gym.Env:
     """Makes an environment. Images come out as uint8 of shape (84, 84, 4), anything else as it is.
 
-    Atari gets the paper's preprocessing, whatever the id's frame skip, and rewards clipped to their
-    sign. Raises UnsupportedEnvironment, or Gymnasium's own errors.
+    An observation of that shape is taken for an image that is ready. For Atari, the paper's
+    preprocessing applies, whatever the id's frame skip, and rewards are clipped to their sign.
+    Raises UnsupportedEnvironment, ImportError, or what Gymnasium or the environment raises.
     """
     module, _, name = env_id.rpartition(":")
     if env_id.startswith((".", ":")):
@@ -277,7 +279,9 @@ class ImageNetwork(nn.Module):
         if obs.dtype == torch.uint8:  # floats are taken as they are
             x = x / 255
         x = self.convs(x)  # (B, 32, 9, 9)
-        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256); channels last: no copy
+        # No copy, since make_network stores the convolutions channels last.
+        x = x.permute(0, 2, 3, 1).flatten(1)  # (B, 9·9·32)
+        x = self.hidden(x)  # (B, 256)
         return self.policy(x), self.value(x).squeeze(1)  # (B, num_actions), (B,)
 
 
@@ -312,7 +316,7 @@ def make_network(env: gym.Env, init: str) -> Network:
     else:
         network = FlatNetwork(math.prod(env.observation_space.shape), num_actions)
 
-    if init == "orthogonal":  # otherwise PyTorch's default, which is the paper's
+    if init == "orthogonal":  # otherwise PyTorch's default, as the authors'
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.orthogonal_(layer.weight, gain=2**0.5)
@@ -432,9 +436,9 @@ def actor_critic_loss(
 
 
 def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor, ...], float]:
-    """Scales gradients down to a global norm of at most max_norm; returns them and the norm before.
+    """Scales gradients down to a global norm of at most max_norm; returns them and their own norm.
 
-    Raises FloatingPointError if the norm is not finite, before θ is touched.
+    Raises FloatingPointError if that norm is not finite, so that such gradients never reach θ.
     """
     norm = nn.utils.get_total_norm(grads).item()
     if not math.isfinite(norm):
@@ -735,7 +739,8 @@ class Recorder:
         self.shared = shared
         self.args = args
         self.run_dir = run_dir
-        # In a resumed run, TensorBoard hides what was logged after the checkpoint.
+        # In a resumed run, TensorBoard hides what was logged after the checkpoint (in some
+        # versions only when the tag has a new point).
         self.writer = SummaryWriter(run_dir, purge_step=start + 1, flush_secs=5)
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("arguments", f"|flag|value|\n|-|-|\n{table}", start)
@@ -1022,7 +1027,7 @@ def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
 def claim_run(args: Args, run_dir: Path) -> TextIO:
     """Writes the run's args.json, and returns the file, which is locked until it is closed.
 
-    Refuses a run that another process is training. Windows has no such locks.
+    Refuses a run that another process is training (not on Windows, which has no fcntl).
     """
     try:
         file = (run_dir / "args.json").open("a")
@@ -1051,7 +1056,7 @@ def lock(file: TextIO) -> None:
 def resume_command(run_dir: Path) -> str:
     """The command that continues the run, to be given in the current directory."""
     script = SCRIPT.name if SCRIPT.parent == Path.cwd() else SCRIPT.as_posix()
-    # cmd.exe cannot read quoted backslashes, hence the slashes.
+    # shlex would put backslashes in single quotes, which cmd.exe does not know: hence the slashes.
     return shlex.join(["python", script, "--resume", run_dir.as_posix()])
 
 
@@ -1065,7 +1070,8 @@ def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None
 def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
     """Starts the processes that step the environments: at most one per core."""
     method = mp.get_start_method(allow_none=True)
-    if method is None:
+    if method is None:  # the calling program has chosen none
+        # Forking is the fastest, and safe because PyTorch still has one thread (docs/running.md).
         method = "fork" if sys.platform == "linux" else "spawn"
     if method == "fork" and args.device == "cuda":
         method = "spawn"  # CUDA does not survive a fork

@@ -10,8 +10,9 @@
 Every worker is a process with its own environment. It repeats, without waiting for the others:
 
     Snapshot   θ' ← θ
-    Act        up to t_max ε-greedy steps by Q(s, ·; θ'), or until the episode ends
-    Learn      R_i = r_i + γR_{i+1}, from R_t = 0 (terminal) or max_a Q(s_t, a; θ⁻) (otherwise)
+    Act        a segment: t ≤ t_max ε-greedy steps by Q(s, ·; θ'), fewer if the episode ends
+    Learn      R_i = r_i + γR_{i+1} from i = t-1 to 0,
+               with R_t = 0 (terminal) or max_a Q(s_t, a; θ⁻) (otherwise)
                Δθ = ∇_θ' Σ_i ½(R_i - Q(s_i, a_i; θ'))²
     Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), with η decaying linearly to 0
                (Δθ is first scaled down to a norm of at most --max-grad-norm)
@@ -22,10 +23,10 @@ Every worker is a process with its own environment. It repeats, without waiting 
 
 Explained, with its results, in docs/algorithms/nstep_q_async.md.
 
-Where this file departs from the paper:
-- g starts at 1. For images, initial weights are orthogonal, and η and RMSProp's ε are smaller
-  (docs/hyperparameters.md). The authors' settings, as far as known, are --init paper
-  --learning-rate 7e-4 --rms-eps 0.1 --total-timesteps 80000000.
+Where this file differs from the paper, or seems to:
+- g starts at 1; the paper does not say where. For images, initial weights are orthogonal, and η and
+  RMSProp's ε are smaller (docs/hyperparameters.md). The authors' settings, as far as known, are
+  --init paper --learning-rate 7e-4 --rms-eps 0.1 --total-timesteps 80000000.
 - One batched pass over a segment gives the gradient that Algorithm S2 accumulates step by step,
   because θ' does not change within a segment.
 - The squared error is halved, as in DQN, and so is its gradient.
@@ -201,8 +202,9 @@ def is_image(space: gym.spaces.Box) -> bool:
 def make_env(env_id: str, video: bool = False) -> gym.Env:
     """Makes an environment. Images come out as uint8 of shape (84, 84, 4), anything else as it is.
 
-    Atari gets the paper's preprocessing, whatever the id's frame skip, and rewards clipped to their
-    sign. Raises UnsupportedEnvironment, or Gymnasium's own errors.
+    An observation of that shape is taken for an image that is ready. For Atari, the paper's
+    preprocessing applies, whatever the id's frame skip, and rewards are clipped to their sign.
+    Raises UnsupportedEnvironment, ImportError, or what Gymnasium or the environment raises.
     """
     module, _, name = env_id.rpartition(":")
     if env_id.startswith((".", ":")):
@@ -271,7 +273,9 @@ class ImageNetwork(nn.Module):
         if obs.dtype == torch.uint8:  # floats are taken as they are
             x = x / 255
         x = self.convs(x)  # (B, 32, 9, 9)
-        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # (B, 256); channels last: no copy
+        # No copy, since make_network stores the convolutions channels last.
+        x = x.permute(0, 2, 3, 1).flatten(1)  # (B, 9·9·32)
+        x = self.hidden(x)  # (B, 256)
         return self.q(x)  # (B, num_actions)
 
 
@@ -303,7 +307,7 @@ def make_network(env: gym.Env, init: str) -> Network:
     else:
         network = FlatNetwork(math.prod(env.observation_space.shape), num_actions)
 
-    if init == "orthogonal" and images:  # else PyTorch's default: the paper's, better for the MLP
+    if init == "orthogonal" and images:  # else PyTorch's: the authors', better for the MLP
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.orthogonal_(layer.weight, gain=2**0.5)
@@ -427,9 +431,9 @@ def q_loss(q_values: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]
 
 
 def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor, ...], float]:
-    """Scales gradients down to a global norm of at most max_norm; returns them and the norm before.
+    """Scales gradients down to a global norm of at most max_norm; returns them and their own norm.
 
-    Raises FloatingPointError if the norm is not finite, before θ is touched.
+    Raises FloatingPointError if that norm is not finite, so that such gradients never reach θ.
     """
     norm = nn.utils.get_total_norm(grads).item()
     if not math.isfinite(norm):
@@ -445,7 +449,8 @@ def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor
 def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: WorkerLog) -> None:
     """One actor-learner (Algorithm S2).
 
-    `step + t` stands for T: T at the snapshot and the worker's own steps since, not the others'.
+    `step` is T at the snapshot, `t` the length of the segment. `step + t` stands for T at the
+    update: it leaves out the steps of the other workers in between.
     """
     network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
     target_network = make_network(env, args.init).requires_grad_(False)
@@ -467,7 +472,7 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
         while len(actions) < args.num_steps and not (terminal or truncated):
             action = act(network, observations[-1], epsilon)
             obs, reward, terminated, truncated, info = env.step(action)
-            terminal = terminated or info.get("life_lost", False)  # a lost life ends the segment
+            terminal = terminated or info.get("life_lost", False)  # a lost life is terminal, too
             observations.append(np.array(obs))
             actions.append(action)
             rewards.append(float(reward))
@@ -581,7 +586,8 @@ class Recorder:
         self.shared = shared
         self.args = args
         self.run_dir = run_dir
-        # In a resumed run, TensorBoard hides what was logged after the checkpoint.
+        # In a resumed run, TensorBoard hides what was logged after the checkpoint (in some
+        # versions only when the tag has a new point).
         self.writer = SummaryWriter(run_dir, purge_step=start + 1, flush_secs=5)
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("arguments", f"|flag|value|\n|-|-|\n{table}", start)
@@ -862,7 +868,7 @@ def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
 def claim_run(args: Args, run_dir: Path) -> TextIO:
     """Writes the run's args.json, and returns the file, which is locked until it is closed.
 
-    Refuses a run that another process is training. Windows has no such locks.
+    Refuses a run that another process is training (not on Windows, which has no fcntl).
     """
     try:
         file = (run_dir / "args.json").open("a")
@@ -891,7 +897,7 @@ def lock(file: TextIO) -> None:
 def resume_command(run_dir: Path) -> str:
     """The command that continues the run, to be given in the current directory."""
     script = SCRIPT.name if SCRIPT.parent == Path.cwd() else SCRIPT.as_posix()
-    # cmd.exe cannot read quoted backslashes, hence the slashes.
+    # shlex would put backslashes in single quotes, which cmd.exe does not know: hence the slashes.
     return shlex.join(["python", script, "--resume", run_dir.as_posix()])
 
 
@@ -905,7 +911,8 @@ def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None
 def start_workers(args: Args, shared: Shared) -> tuple[mp.ProcessContext, list[Connection]]:
     """Starts the workers; returns them and main's ends of their pipes."""
     method = mp.get_start_method(allow_none=True)
-    if method is None:
+    if method is None:  # the calling program has chosen none
+        # Forking is the fastest, and safe because PyTorch still has one thread (docs/running.md).
         method = "fork" if sys.platform == "linux" else "spawn"
     T = int(shared.steps.sum())  # in the seeds, so that a resumed run gets new ones
     seeds = np.random.SeedSequence([args.seed, T]).generate_state(args.num_workers).tolist()
@@ -949,7 +956,7 @@ def watch(
             if any(exit_codes):
                 raise ChildProcessError(f"exit code {next(filter(None, exit_codes))}")
         except Exception as error:
-            all_ended = worker_lost = True  # the others are ended, by join or by main
+            all_ended = worker_lost = True  # join has ended the others, or main will
             if not signals.signum:
                 warn(f"{SCRIPT.name}: a worker was lost: {error}")
 
