@@ -963,7 +963,7 @@ def watch(
             recorder.log(message)
 
         # exit_codes was read before T, so a worker that has ended at T_max is not taken for lost.
-        one_ended = 0 in exit_codes
+        one_ended = all_ended or 0 in exit_codes
         step = int(shared.steps.sum())
         recorder.progress(step)
         to_end = bool(signals.signum) or step >= recorder.args.total_timesteps

@@ -41,7 +41,7 @@ def command(script: str, run_args: dict) -> str:
     words = [
         word
         for flag, value in flags.items()
-        if value not in ("", False)
+        if value != "" and value is not False
         for word in (flag, str(value))
     ]
     return shlex.join(["python", f"{script}.py", *words])
@@ -55,7 +55,6 @@ def main(args: Args) -> None:
     # ε has a tag per worker, which would be sixteen columns.
     tags = [tag for tag in sorted(events.Tags()["scalars"]) if not tag.startswith("charts/epsilon")]
     columns = {tag: np.array([(e.step, e.value) for e in events.Scalars(tag)]) for tag in tags}
-    returns = columns["charts/episodic_return"]
 
     first = int(min(column[0, 0] for column in columns.values()))
     begun = first // args.bin * args.bin
@@ -84,7 +83,8 @@ def main(args: Args) -> None:
     for row in rows_before:
         if int(row["step"]) <= begun:
             print(",".join(row.get(name, "") for name in ("step", "episodes", *tags)))
-    for low in range(begun, int(returns[-1, 0]) - args.bin + 1, args.bin):
+    end = int(max(column[-1, 0] for column in columns.values()))
+    for low in range(begun, end - args.bin + 1, args.bin):
         rows = {
             tag: c[(c[:, 0] > low) & (c[:, 0] <= low + args.bin), 1] for tag, c in columns.items()
         }

@@ -4,6 +4,7 @@ python a2c.py --evaluate benchmark/results/PongNoFrameskip-v4__a2c__1 --eval-epi
 python benchmark/gif.py VIDEO.mp4 docs/figures/pong.gif
 """
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +37,10 @@ def main(args: Args) -> None:
             colours = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
             images.append(Image.fromarray(colours).quantize(16, dither=Image.Dither.NONE))
     args.gif.parent.mkdir(parents=True, exist_ok=True)
-    duration = round(1000 / rate)
-    images[0].save(args.gif, save_all=True, append_images=images[1:], duration=duration, loop=0)
+    # A GIF counts in hundredths of a second, and no frame rate of a video need be a multiple of it.
+    times = [10 * round(100 * index / rate) for index in range(len(images) + 1)]
+    durations = [end - start for start, end in itertools.pairwise(times)]  # in ms
+    images[0].save(args.gif, save_all=True, append_images=images[1:], duration=durations, loop=0)
     print(f"{args.gif}: {args.gif.stat().st_size / 1e6:.2f} MB")
 
 

@@ -75,7 +75,8 @@ script.Shared.__init__ = watched
 flags = {flags}
 if hasattr(script.Args, "exploration_steps"):
     flags["exploration_steps"] = 1
-script.main(script.Args(num_workers={workers}, log_dir="runs", total_timesteps=10**9, **flags))
+flags |= dict(log_dir="runs", total_timesteps=10**9, checkpoint_interval=1e9)
+script.main(script.Args(num_workers={workers}, **flags))
 """
 ENVIRONMENT = """
 import multiprocessing, sys, time
@@ -278,7 +279,7 @@ def report(path: Path) -> None:
     }
     table("", WORKERS, {name: [cell.get((name, n), "") for n in WORKERS] for name in names})
 
-    print("Share of the environment alone, with as many processes:\n")
+    print("Share of the environment alone, with as many workers or environments:\n")
     table(
         "",
         WORKERS,
@@ -306,7 +307,14 @@ def report(path: Path) -> None:
     rows = {
         key[0]: [f"{statistics.median(x[key]):.1f}" for x in (seconds, memory)] for key in seconds
     }
-    table("", ("seconds until all workers have made an update", "MB of a further worker"), rows)
+    table(
+        "",
+        (
+            "seconds until all workers have made an update",
+            "MB of a further worker (a2c.py: environment)",
+        ),
+        rows,
+    )
 
 
 if __name__ == "__main__":

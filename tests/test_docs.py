@@ -23,6 +23,7 @@ import tyro
 from conftest import ROOT, SCRIPTS, Run, train
 
 sys.path += [str(ROOT / "benchmark"), str(ROOT / "benchmark" / "studies")]
+import curve
 import dead_units
 import variants
 
@@ -236,7 +237,7 @@ def checkout(tmp_path) -> Path:
 @pytest.mark.parametrize(
     "command", [pytest.param(text, id=f"{page}: {text}") for text, (page, _) in COMMANDS.items()]
 )
-def test_command(command, checkout, small_run):
+def test_a_command_runs_as_it_stands(command, checkout, small_run):
     script = next((name for name in SCRIPTS if f"{name}.py" in command), "a3c")
     if first_match(RUN, command) is None:
         assert first_match(CHECK, command), "a new kind of command: add it to RUN or to CHECK"
@@ -272,7 +273,7 @@ def test_own_environment(env_id, checkout):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", PROGRAMS)
-def test_program(code, checkout, small_run):
+def test_a_program_prints_what_the_page_says(code, checkout, small_run):
     shutil.copytree(small_run("a3c"), checkout / "runs" / NAME.format(script="a3c"))
     (checkout / "program.py").write_text(shortened(code))
     printed = run([sys.executable, "program.py"], checkout)  # not forked: it sets how to start
@@ -304,7 +305,7 @@ def accepts(script: str, words: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_flags(page):
+def test_every_flag_on_a_page_exists(page):
     """A flag in a sentence or table is one of a script, which takes its value, if that is shown."""
     scripts = [*SCRIPTS, "curve", "evaluate", "gif", "processes", "screening", "speed"]
     for words in (span.split() for span in spans(page) if span.startswith("--")):
@@ -321,7 +322,7 @@ def test_hyperparameters_has_every_flag():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links(page):
+def test_every_link_leads_somewhere(page):
     for link in re.findall(r'(?:\]\(|src=")([^)"\s]+)', prose(page)):
         path, _, anchor = link.partition("#")
         if "://" not in link:
@@ -347,3 +348,10 @@ def test_the_gain_that_dead_units_replaces_is_there():
     for script, *_ in dead_units.RUNS:
         text = (ROOT / f"{script}.py").read_text()
         assert script == "a3c" or text.count(dead_units.GAIN) == 1
+
+
+def test_the_command_in_the_header_of_a_curve_starts_the_same_run(script):
+    args = script.Args("CartPole-v1", seed=0, checkpoint_interval=0.0, rms_alpha=0.5)
+    _, file, *words = shlex.split(curve.command(script.__name__, dataclasses.asdict(args)))
+    assert file == f"{script.__name__}.py"
+    assert tyro.cli(script.Args, args=words) == dataclasses.replace(args, log_dir="runs")

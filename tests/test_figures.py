@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 from conftest import ROOT
 
 SCREENING = ROOT / "benchmark" / "results" / "screening"
@@ -65,3 +66,20 @@ def test_the_table_of_healthy_runs_is_that_of_their_curves():
         values = [by_step.get(f"{step}0000") for step in (25, 50, 100, 150, 200, 300)]
         expected = [f"{float(value):.1f}".replace("-", "−") if value else "" for value in values]
         assert script in path and cells.split(" | ") == expected
+
+
+def test_the_results_in_the_readme_are_those_of_the_evaluation():
+    lines = (ROOT / "benchmark" / "results" / "evaluation.csv").read_text().splitlines()
+    expected = {}
+    for row in csv.DictReader(line for line in lines if not line.startswith("#")):
+        env_id, script, seed = row["run"].split("__")
+        name = f"{script}.py, {env_id.removesuffix('NoFrameskip-v4')}"
+        name += "" if seed == "1" else f", seed {seed}"
+        returns = np.array(row["returns"].split(), dtype=float)
+        digits = 0 if returns.mean() > 20 else 1
+        mean, std = f"{returns.mean():.{digits}f}", f"{returns.std():.{digits}f}"
+        expected[name] = [f"{int(row['steps']) / 1e6:.2f}M", f"{mean} ± {std}"]
+
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (\w+\.py, .*?) \| (.*?) \| (.*?) \|", text, re.MULTILINE)
+    assert {name: cells for name, *cells in rows} == expected

@@ -68,7 +68,9 @@ def refuses(script, capsys, monkeypatch, **flags) -> str:
         ({"env_id": "toy_envs:AtariSkips-v0"}, 'frameskip=1 and obs_type="grayscale"'),
     ],
 )
-def test_flags_and_environments(script, capsys, monkeypatch, tmp_path, flags, told):
+def test_flags_and_environments_that_cannot_work_are_refused(
+    script, capsys, monkeypatch, tmp_path, flags, told
+):
     flags = {"env_id": "CartPole-v1", "log_dir": str(tmp_path / "runs"), **flags}
     assert told in refuses(script, capsys, monkeypatch, **flags)
     assert not list(tmp_path.iterdir())
@@ -86,7 +88,9 @@ def test_flags_and_environments(script, capsys, monkeypatch, tmp_path, flags, to
     ],
     indirect=["script"],
 )
-def test_flags_of_a_script(script, capsys, monkeypatch, tmp_path, flags, told):
+def test_flags_of_one_script_that_cannot_work_are_refused(
+    script, capsys, monkeypatch, tmp_path, flags, told
+):
     flags = {"env_id": "CartPole-v1", "log_dir": str(tmp_path / "runs"), **flags}
     assert told in refuses(script, capsys, monkeypatch, **flags)
 
@@ -270,7 +274,9 @@ DAMAGES += ["of another script", "other flags", "of another network"]
 @OF_ONE
 @pytest.mark.parametrize("flag", ["resume", "evaluate"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_checkpoints(script, capsys, monkeypatch, trained, tmp_path, flag, damage):
+def test_a_checkpoint_that_cannot_be_used_is_refused(
+    script, capsys, monkeypatch, trained, tmp_path, flag, damage
+):
     run_dir = shutil.copytree(trained, tmp_path / "run")
     spoil(run_dir / "checkpoint.pt", damage)
     before = {file: file.read_bytes() for file in run_dir.iterdir()}
@@ -293,7 +299,7 @@ def test_checkpoints(script, capsys, monkeypatch, trained, tmp_path, flag, damag
         (["--evaluate", "nowhere"], "a3c.py: error: nowhere"),
     ],
 )
-def test_the_command_line(script, launch, flags, told):
+def test_a_command_line_that_cannot_work_makes_no_run(script, launch, flags, told):
     run = launch(script, *flags)
     code, out, err = run.ends()
     assert code == 2 and told in err

@@ -80,16 +80,17 @@ def test_a_killed_worker_ends_the_run_even_if_it_has_left_a_process(script, laun
     assert code == 1 and "a worker was lost: exit code -9" in err
 
 
-@OF_ONE
+@OF_TWO
 def test_a_signal_after_the_last_step_comes_too_late(script, tmp_path, capsys, monkeypatch):
-    watch = script.watch
+    name = "coordinator" if script.__name__ == "a2c" else "watch"
+    function = getattr(script, name)
 
-    def watch_and_terminate(*args):
-        lost = watch(*args)
+    def run_and_terminate(*args):
+        result = function(*args)
         signal.raise_signal(signal.SIGTERM)
-        return lost
+        return result
 
-    monkeypatch.setattr(script, "watch", watch_and_terminate)
+    monkeypatch.setattr(script, name, run_and_terminate)
     train(script, tmp_path, code=0, total_timesteps=100)
     assert "to continue" not in capsys.readouterr().err
 
@@ -112,8 +113,9 @@ def test_a_killed_main_takes_any_worker_along(script, launch, kind, background):
 
 
 @OF_FEW
-def test_an_environment_that_exits_ends_the_run(script, launch):
-    run = launch(script, *FOREVER, "toy_envs:Exits-v0")
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_an_environment_that_exits_ends_the_run(script, launch, num_workers):
+    run = launch(script, *FOREVER, "toy_envs:Exits-v0", "--num-workers", num_workers)
     code, _, err = run.ends()
     assert code == 1 and how_to_continue(script, run) in err
     assert err.count("does its environment call exit()?") == 1 and "SIGKILL" not in err
@@ -264,8 +266,9 @@ def test_checkpoints_during_a_run(script, launch):
 
 
 @OF_TWO
-def test_an_environment_may_start_processes(script, tmp_path):
-    train(script, tmp_path, env_id="toy_envs:StartsProcess-v0", total_timesteps=100)
+@pytest.mark.parametrize("kind", ["StartsProcess", "LeavesProcess"])
+def test_an_environment_may_start_processes(script, tmp_path, kind):
+    train(script, tmp_path, env_id=f"toy_envs:{kind}-v0", total_timesteps=100)
 
 
 @OF_FEW
@@ -524,7 +527,7 @@ def test_what_is_logged(script, trained):
 
 
 @OF_ONE
-def test_progress(script, tmp_path, capsys):
+def test_progress_is_a_line_every_ten_seconds_and_at_the_end(script, tmp_path, capsys):
     args = script.Args(total_timesteps=1000)
     recorder = script.Recorder(script.Shared(torch.nn.Linear(3, 1), 1), args, tmp_path, 0)
     for number in range(150):
@@ -703,12 +706,13 @@ def test_main_from_python(script, tmp_path):
 
 @OF_TWO
 def test_main_in_a_thread(script, tmp_path):
+    run_dirs = []  # stays empty if train raises
     thread = threading.Thread(
-        target=train, args=(script, tmp_path), kwargs={"total_timesteps": 500}
+        target=lambda: run_dirs.append(train(script, tmp_path, total_timesteps=500))
     )
     thread.start()
     thread.join(120)
-    assert checkpoint(*tmp_path.iterdir())["steps"].sum() >= 500
+    assert checkpoint(*run_dirs)["steps"].sum() >= 500
 
 
 def test_a_run_leaves_the_start_method_open(tmp_path):

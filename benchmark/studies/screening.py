@@ -1,6 +1,6 @@
 """Tries settings of a2c.py, one change at a time, and logs what tells early whether it learns.
 
-    python benchmark/studies/screening.py                               # all runs, one per core
+    python benchmark/studies/screening.py                               # all runs, two at a time
     python benchmark/studies/screening.py --run eps_1e-3 --game Pong    # one of them
 
 A run computes what a2c.py does, with other random numbers and with all environments in one process,

@@ -22,16 +22,17 @@ sys.path.append(str(ROOT / "benchmark"))
 from provenance import header
 from speed import spread, take_turns, train
 
-ACT = """    logits, _ = network(torch.as_tensor(obs)[None])  # (1, num_actions)
+PROBS = """    logits, _ = network(torch.as_tensor(obs)[None])  # (1, num_actions)
     probs = logits[0].softmax(0).tolist()
-    return action_rng.choices(range(len(probs)), probs)[0]
 """
-ACT_CATEGORICAL = """    logits, _ = network(torch.as_tensor(obs)[None])
-    return int(torch.distributions.Categorical(logits=logits).sample())
-"""
-ACT_WITH_GRAPH = """    outputs.append(network(torch.as_tensor(obs)[None]))
+PROBS_WITH_GRAPH = """    outputs.append(network(torch.as_tensor(obs)[None]))
     probs = outputs[-1][0][0].softmax(0).tolist()
+"""
+DRAW = """    if math.isnan(probs[0]):
+        raise FloatingPointError("π is NaN: look for NaN or huge values in observations")
     return action_rng.choices(range(len(probs)), probs)[0]
+"""
+DRAW_FROM_CATEGORICAL = """    return int(torch.distributions.Categorical(logits=logits).sample())
 """
 LEARN = """        logits, values = network(states)  # (t+1, num_actions), (t+1,)
 """
@@ -39,14 +40,13 @@ LEARN_FROM_GRAPHS = """        outputs.append(network(states[-1:]))
         logits, values = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         outputs.clear()
 """
-ACT_BY_PRODUCTS = """    x = torch.as_tensor(obs).float() / 255
+PROBS_BY_PRODUCTS = """    x = torch.as_tensor(obs).float() / 255
     for conv in network.convs[0], network.convs[2]:
         size, stride = conv.kernel_size[0], conv.stride[0]
         patches = x.unfold(0, size, stride).unfold(1, size, stride).permute(0, 1, 3, 4, 2)
         kernels = conv.weight.permute(0, 2, 3, 1).flatten(1)
         x = nn.functional.linear(patches.flatten(2), kernels, conv.bias).relu_()
     probs = network.policy(network.hidden(x.flatten())).softmax(0).tolist()
-    return action_rng.choices(range(len(probs)), probs)[0]
 """
 FLAT_THETA = {
     "        params = {name: param.detach().clone() for name, param in network.named_parameters()}\n": (
@@ -94,7 +94,7 @@ INVERSE_ROOT = "addcmul_(grad, (g + eps).rsqrt_(), value=-lr)"
 
 # What the first edition of a3c.py did in other ways.
 FIRST_EDITION = {
-    "acting by matrix products": {ACT: ACT_BY_PRODUCTS},
+    "acting by matrix products": {PROBS: PROBS_BY_PRODUCTS},
     "θ in one vector": FLAT_THETA,
     "frames from the emulator": {FRAMES: FRAMES_FROM_EMULATOR},
     "times the inverse root": {DIVISION: INVERSE_ROOT},
@@ -105,14 +105,19 @@ ALL_OF_FIRST_EDITION = {
 
 # Script, number of workers, name of the variant, {text: its replacement}.
 VARIANTS = [
-    ("a3c", 1, "actions from torch.distributions", {ACT: ACT_CATEGORICAL}),
+    (
+        "a3c",
+        1,
+        "actions from torch.distributions",
+        {"    probs = logits[0].softmax(0).tolist()\n": "", DRAW: DRAW_FROM_CATEGORICAL},
+    ),
     ("a3c", 1, "no_grad, not inference_mode", {"@torch.inference_mode()": "@torch.no_grad()"}),
     (
         "a3c",
         1,
         "the graphs of acting kept, no second pass",
         {
-            ACT: ACT_WITH_GRAPH,
+            PROBS: PROBS_WITH_GRAPH,
             LEARN: LEARN_FROM_GRAPHS,
             "@torch.inference_mode()\ndef act": "outputs: list[tuple[Tensor, Tensor]] = []\n\n\ndef act",
         },
