@@ -55,9 +55,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from itertools import chain
@@ -480,6 +481,7 @@ def worker(
     with contextlib.ExitStack() as stack:
         stack.callback(end_children)  # after the environments have been closed
         envs = {rank: stack.enter_context(make_env(args.env_id)) for rank in ranks}
+        stack.enter_context(limit_cleanup())
         for rank, env in envs.items():
             obs[rank], _ = env.reset(seed=seeds[rank])
         pipe.send([])  # ready: the first observations are in place
@@ -695,6 +697,28 @@ def end_children() -> None:
         process.kill()
 
 
+@contextlib.contextmanager
+def limit_cleanup() -> Iterator[None]:
+    """Once the block has raised, gives the process 10 seconds to clean up, and then ends it.
+
+    A close() or a thread of the environment may hang, and main would never get the traceback.
+    """
+    try:
+        yield
+    except Exception:
+        text = traceback.format_exc()
+
+        def end() -> None:
+            end_children()
+            print(text, file=sys.stderr, flush=True)
+            os._exit(1)
+
+        timer = threading.Timer(10, end)
+        timer.daemon = True
+        timer.start()
+        raise
+
+
 class WorkerLog:
     """Passes on (T, {tag: value}): the means of every 100 updates, and every episode."""
 
@@ -879,6 +903,8 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
         script, flags = checkpoint["script"], checkpoint["args"]
     except FileNotFoundError:
         bad_input(f"{file} does not exist")
+    except PermissionError as error:
+        bad_input(f"cannot read {file}: {error}")
     except Exception as error:  # whatever PyTorch raises on a damaged file
         what = f"{file} is damaged, or is no checkpoint ({type(error).__name__})"
         bad_input(f"{what}: try checkpoint.prev.pt beside it")
@@ -1055,7 +1081,7 @@ def lock(file: TextIO) -> None:
 
 def resume_command(run_dir: Path) -> str:
     """The command that continues the run, to be given in the current directory."""
-    script = SCRIPT.name if SCRIPT.parent == Path.cwd() else SCRIPT.as_posix()
+    script = SCRIPT.name if Path(SCRIPT.name).exists() else SCRIPT.as_posix()
     # shlex would put backslashes in single quotes, which cmd.exe does not know: hence the slashes.
     return shlex.join(["python", script, "--resume", run_dir.as_posix()])
 
@@ -1067,7 +1093,20 @@ def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None
         bad_input(f"{path} does not fit this network: did the code change, or is --env-id wrong?")
 
 
-def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
+def make_buffers(args: Args) -> Buffers:
+    """Makes the buffers, with room for observations as the environment returns them."""
+    with make_env(args.env_id) as env:
+        example = np.asarray(env.reset()[0])
+        space = env.observation_space
+
+    dtype = example.dtype  # decides whether the network divides an image by 255
+    if example.shape != (84, 84, 4):
+        # An environment may return floats although its space declares integers.
+        dtype = np.result_type(dtype, space.dtype)
+    return Buffers(example.astype(dtype), args.num_workers)
+
+
+def start_workers(args: Args, seeds: list[int], buffers: Buffers, stop: Tensor) -> Environments:
     """Starts the processes that step the environments: at most one per core."""
     method = mp.get_start_method(allow_none=True)
     if method is None:  # the calling program has chosen none
@@ -1076,13 +1115,6 @@ def start_workers(args: Args, seeds: list[int], stop: Tensor) -> Environments:
     if method == "fork" and args.device == "cuda":
         method = "spawn"  # CUDA does not survive a fork
     num_processes = min(args.num_workers, num_cores())
-    with make_env(args.env_id) as env:
-        example = np.asarray(env.reset()[0])
-        dtype = example.dtype  # decides whether the network divides an image by 255
-        if example.shape != (84, 84, 4):
-            # An environment may return floats although its space declares integers.
-            dtype = np.result_type(dtype, env.observation_space.dtype)
-        buffers = Buffers(example.astype(dtype), args.num_workers)
     # When one worker is lost, PyTorch ends the others, with a warning for each.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     others = mp.active_children()  # of a program that calls main
@@ -1129,6 +1161,7 @@ def main(args: Args) -> list[float] | None:
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
 
+    buffers = make_buffers(args)
     shared, run_dir = start_run(args, network)
     if shared.steps.sum() >= args.total_timesteps:
         warn(f"{SCRIPT.name}: the run is complete: raise --total-timesteps to continue it")
@@ -1139,7 +1172,7 @@ def main(args: Args) -> list[float] | None:
     seeds = sequence.generate_state(args.num_workers).tolist()
     lost = True
     with claim_run(args, run_dir), StopSignals(shared.stop) as signals:
-        envs = start_workers(args, seeds, shared.stop)
+        envs = start_workers(args, seeds, buffers, shared.stop)
         try:
             torch.set_num_threads(min(args.num_workers, num_cores()))
             network.to(args.device)

@@ -57,9 +57,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from multiprocessing.connection import Connection
@@ -537,13 +538,35 @@ def end_children() -> None:
         process.kill()
 
 
+@contextlib.contextmanager
+def limit_cleanup() -> Iterator[None]:
+    """Once the block has raised, gives the process 10 seconds to clean up, and then ends it.
+
+    A close() or a thread of the environment may hang, and main would never get the traceback.
+    """
+    try:
+        yield
+    except Exception:
+        text = traceback.format_exc()
+
+        def end() -> None:
+            end_children()
+            print(text, file=sys.stderr, flush=True)
+            os._exit(1)
+
+        timer = threading.Timer(10, end)
+        timer.daemon = True
+        timer.start()
+        raise
+
+
 def run_worker(
     rank: int, args: Args, seeds: list[int], shared: Shared, pipes: list[Connection]
 ) -> None:
     """What a worker's process runs. Closes the environment even if the worker raises."""
     prepare_worker(seeds[rank])
     try:
-        with make_env(args.env_id) as env:
+        with make_env(args.env_id) as env, limit_cleanup():
             worker(rank, args, seeds[rank], env, shared, WorkerLog(pipes[rank].send))
     finally:
         end_children()
@@ -733,6 +756,8 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
         script, flags = checkpoint["script"], checkpoint["args"]
     except FileNotFoundError:
         bad_input(f"{file} does not exist")
+    except PermissionError as error:
+        bad_input(f"cannot read {file}: {error}")
     except Exception as error:  # whatever PyTorch raises on a damaged file
         what = f"{file} is damaged, or is no checkpoint ({type(error).__name__})"
         bad_input(f"{what}: try checkpoint.prev.pt beside it")
@@ -903,7 +928,7 @@ def lock(file: TextIO) -> None:
 
 def resume_command(run_dir: Path) -> str:
     """The command that continues the run, to be given in the current directory."""
-    script = SCRIPT.name if SCRIPT.parent == Path.cwd() else SCRIPT.as_posix()
+    script = SCRIPT.name if Path(SCRIPT.name).exists() else SCRIPT.as_posix()
     # shlex would put backslashes in single quotes, which cmd.exe does not know: hence the slashes.
     return shlex.join(["python", script, "--resume", run_dir.as_posix()])
 

@@ -43,17 +43,17 @@ Shared share
 sample_final_epsilon anneal_epsilon
 one_step_targets n_step_returns q_loss actor_critic_loss clip_grads
 Buffers worker WorkerLost Environments Segments play_segments coordinator
-prepare_worker end_children run_worker
+prepare_worker end_children limit_cleanup run_worker
 WorkerLog Recorder StopSignals save_checkpoint load_checkpoint evaluate
 show warn flush_output bad_input BOUNDS validate_args
-start_run claim_run lock resume_command load_params start_workers watch num_cores main
+start_run claim_run lock resume_command load_params make_buffers start_workers watch num_cores main
 """.split()
 # Lines that git counts as added or removed, at most.
 BUDGETS = {
     ("onestep_q_async", "sarsa_async"): 40,
     ("sarsa_async", "nstep_q_async"): 80,
     ("nstep_q_async", "a3c"): 190,
-    ("a3c", "a2c"): 450,
+    ("a3c", "a2c"): 460,
 }
 
 

@@ -289,6 +289,16 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(
 
 
 @OF_ONE
+def test_a_checkpoint_of_another_user_is_refused(script, capsys, monkeypatch, trained):
+    def load(file, weights_only):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(torch, "load", load)
+    line = refuses(script, capsys, monkeypatch, resume=str(trained))
+    assert "cannot read" in line and "Permission denied" in line and "damaged" not in line
+
+
+@OF_ONE
 @pytest.mark.parametrize(
     "flags, told",
     [

@@ -288,6 +288,32 @@ def test_an_environment_that_raises_is_told_even_if_it_has_left_a_process(script
 
 
 @OF_TWO
+@pytest.mark.slow
+def test_an_environment_that_raises_is_told_even_if_it_hangs_in_close(script, launch):
+    run = launch(script, *FOREVER, "toy_envs:CrashesAndHangs-v0")
+    code, _, err = run.ends()
+    assert code == 1 and "in step" in err and "ArithmeticError: the toy is broken" in err
+    assert how_to_continue(script, run) in err
+
+
+@OF_TWO
+def test_an_environment_that_ignores_signals_can_be_stopped(script, launch):
+    run = launch(script, *FOREVER, "toy_envs:IgnoresSignals-v0")
+    run.workers()
+    os.kill(run.pid, signal.SIGTERM)
+    code, _, err = run.ends()
+    assert code == 128 + signal.SIGTERM and how_to_continue(script, run) in err
+
+
+@OF_ONE
+def test_the_command_to_continue_without_a_current_directory(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    command = f"python {script.SCRIPT} --resume /runs/NAME"
+    assert script.resume_command(Path("/runs/NAME")) == command
+
+
+@OF_TWO
 def test_an_environment_that_fails_to_close_is_told(script, tmp_path, capsys):
     train(script, tmp_path, code=1, env_id="toy_envs:CrashesAtClose-v0", total_timesteps=100)
     err = capsys.readouterr().err

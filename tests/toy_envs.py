@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -202,6 +203,26 @@ class CrashesAtClose(Count):
             raise ArithmeticError("the toy cannot be closed")
 
 
+class CrashesAndHangs(Count):
+    """Crashes in a step, and then hangs in close(), as a client of a dead server might."""
+
+    def step(self, action):
+        if self.resets == 3:
+            raise ArithmeticError("the toy is broken")
+        return super().step(action)
+
+    def close(self):
+        if self.resets == 3:
+            time.sleep(3600)
+
+
+class IgnoresSignals(Told):
+    def __init__(self):
+        super().__init__()
+        for signum in signal.SIGINT, signal.SIGTERM:
+            signal.signal(signum, lambda *_: None)
+
+
 class CrashesWithThread(Crashes):
     """Its thread waits until it is closed."""
 
@@ -333,6 +354,8 @@ for kind in Told, Hangs, OneHangs, Picky, Exits, Crashes, CrashesWithThread, InP
 for kind in Matrix, Board, SmallBoard, Scalar, Dict, Halves:
     register(kind.__name__, kind)
 register("StartsProcess", StartsProcess)
+register("CrashesAndHangs", CrashesAndHangs)
+register("IgnoresSignals", IgnoresSignals)
 register("LeavesProcess", LeavesProcess)
 register("CrashesBesideProcess", CrashesBesideProcess)
 register("CountsEpisodes", CountsEpisodes)
