@@ -3,10 +3,11 @@
     python benchmark/speed.py --peers-python PATH
 
 The programs to compare are started together. They take turns of one second, in which the others are
-suspended, so that a change of the machine's speed affects all of them alike. Also measures the
-seconds from the start until each of 16 workers has made an update, and the memory of one more
-worker. Writes a CSV, and prints tables of medians, ranges and ratios; --table FILE prints those of
-a CSV that is there. It needs an otherwise idle Linux machine, and takes some twenty minutes.
+suspended, so that a change of the machine's speed affects all of them alike. Since two launches of
+the same program differ, all of this is repeated. Also measures the seconds from the start until
+each of 16 workers has made an update, and the memory of one more worker. Writes a CSV, and prints
+tables of medians, ranges and ratios; --table FILE prints those of a CSV that is there. It needs an
+otherwise idle Linux machine, and takes some twenty minutes.
 
 The peers need a virtual environment of their own (see benchmark/requirements.txt), whose
 interpreter is PATH. The value methods are measured with the final ε of each worker, because the
@@ -49,6 +50,7 @@ print(", ".join(f"{p} {version(p)}" for p in ("torch", "gymnasium", "ale-py", "p
 COLUMNS = (
     "what",
     "workers",
+    "launch",
     "round",
     "steps_per_second",
     "seconds_until_all_updated",
@@ -108,10 +110,10 @@ class Args:
     """interpreter of the environment with the peers; without it they are left out"""
     seconds: float = 1.0
     """length of a turn"""
-    rounds: int = 25
-    """turns of each, two at least"""
+    rounds: int = 5
+    """turns of each after a launch, two at least"""
     launches: int = 3
-    """launches to measure their time and the memory"""
+    """launches of each"""
     table: str = ""
     """CSV to print the tables of, instead of measuring"""
 
@@ -222,16 +224,16 @@ def measure(args: Args) -> None:
                 seconds, memory = processes.launch(run, "fork", 16)
                 further = (memory - processes.launch(run, "fork", 1)[1]) / 15
                 writer.writerow(
-                    (f"{script}.py", 16, launch, "", f"{seconds:.2f}", f"{further:.1f}")
+                    (f"{script}.py", 16, launch, "", "", f"{seconds:.2f}", f"{further:.1f}")
                 )
-        for workers in TOGETHER:
-            rates = take_turns(configurations(args, workers), args.rounds, args.seconds)
-            writer.writerows(
-                (*key, turn, f"{rate:.1f}", "", "")
-                for key, of_key in rates.items()
-                for turn, rate in enumerate(of_key)
-            )
-            file.flush()
+            for workers in TOGETHER:
+                rates = take_turns(configurations(args, workers), args.rounds, args.seconds)
+                writer.writerows(
+                    (*key, launch, turn, f"{rate:.1f}", "", "")
+                    for key, of_key in rates.items()
+                    for turn, rate in enumerate(of_key)
+                )
+                file.flush()
 
 
 def table(corner: str, columns: tuple, rows: dict[str, list]) -> None:
@@ -249,7 +251,7 @@ def spread(values: list[float], digits: int) -> str:
 
 def report(path: Path) -> None:
     """Prints the medians, ranges and ratios of a CSV, as Markdown. A ratio is of two turns in the same round."""
-    values = {column: {} for column in COLUMNS[3:]}
+    values = {column: {} for column in COLUMNS[4:]}
     head, rows = read(path)
     for row in rows:
         for column in values:
