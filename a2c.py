@@ -11,7 +11,7 @@ A2C is Algorithm S3 of Mnih et al. 2016 without the asynchrony; the paper itself
 coordinator acts for all environments in one batch, and learns from all their segments at once:
 
     Snapshot   the network on --device ← θ
-    Act        a segment of each: t ≤ t_max steps with π(a|s; θ), fewer if the episode ends
+    Act        t ≤ t_max steps of each environment with π(a|s; θ), fewer if the episode ends
     Learn      R_i = r_i + γR_{i+1} from i = t-1 to 0,
                with R_t = 0 (terminal) or V(s_t; θ) (otherwise)
                Δθ = ∇_θ Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²],
@@ -1161,6 +1161,7 @@ def main(args: Args) -> list[float] | None:
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
 
+    # Before StopSignals, since the environment might hang, or set signal handlers of its own.
     buffers = make_buffers(args)
     shared, run_dir = start_run(args, network)
     if shared.steps.sum() >= args.total_timesteps:
