@@ -611,7 +611,8 @@ def test_an_environment_that_seeds_python_does_not_choose_the_actions(script):
 
 def test_a2c_takes_observations_of_another_type_than_declared():
     args = a2c.Args("toy_envs:Halves-v0", num_workers=2)
-    envs = a2c.start_workers(args, [1, 2], torch.zeros(1, dtype=torch.bool))
+    buffers = a2c.make_buffers(args)
+    envs = a2c.start_workers(args, [1, 2], buffers, torch.zeros(1, dtype=torch.bool))
     envs.receive()
     assert (envs.obs == 0.5).all()
     envs.close()
