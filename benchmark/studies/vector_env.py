@@ -28,7 +28,8 @@ import a2c
 if __name__ == "__main__":
     args = a2c.Args()
     shared = a2c.Shared(a2c.torch.nn.Linear(1, 1), args.num_workers)
-    envs = a2c.start_workers(args, [*range(args.num_workers)], shared.stop)
+    seeds = [*range(args.num_workers)]
+    envs = a2c.start_workers(args, seeds, a2c.make_buffers(args), shared.stop)
     envs.receive()
     taken = 0
     while True:
