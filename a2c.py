@@ -97,6 +97,11 @@ warnings.filterwarnings("ignore", "The value of the smallest subnormal")
 
 @dataclass
 class Args:
+    """The flags of the command line. tyro shows their comments as help.
+
+    An agent step is one action, which Atari repeats for four frames.
+    """
+
     # Run
     env_id: str = "BreakoutNoFrameskip-v4"  # any Gymnasium id; module:Name-v0 for your own
     num_workers: int = 16  # number of environments, shared out among worker processes
@@ -113,7 +118,7 @@ class Args:
     init: Literal["orthogonal", "paper"] = "orthogonal"  # initial weights; paper: ±1/√fan_in
 
     # Optimizer
-    learning_rate: float = 0.0  # initial η, decays to zero; 0 means 7e-4 for images, else 0.01
+    learning_rate: float = 0.0  # initial η, decays to zero; 0: 7e-4 for images, else 0.01
     rms_alpha: float = 0.99  # decay of RMSProp's mean square g, per update (α)
     rms_eps: float = 0.0  # added under RMSProp's root (ε); 0: 1e-5 for images, else 0.1
     max_grad_norm: float = 40.0  # larger gradients are scaled down to this global norm
@@ -175,7 +180,7 @@ class Atari(gym.Wrapper):
             if terminated or truncated:
                 break
 
-        # Some games draw their sprites in every other frame only.
+        # Some games draw their sprites only in every other frame.
         self.stack.append(resize(np.max(screens[-2:], axis=0)))
         info["life_lost"] = self.ale.lives() < lives
         return cv2.merge([*self.stack]), total_reward, terminated, truncated, info
@@ -214,9 +219,9 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
     """
     module, _, name = env_id.rpartition(":")
     if env_id.startswith((".", ":")):
-        raise UnsupportedEnvironment("a module is named without its path: my_envs:Name-v0")
+        raise UnsupportedEnvironment("give the module's name, not its path: my_envs:Name-v0")
     if module:
-        importlib.import_module(module)  # registers the environment
+        importlib.import_module(module)  # registers the environment, which is looked up next
     spec = gym.registry.get(name)
     atari = spec is not None and spec.entry_point == "ale_py.env:AtariEnv"
     kwargs: dict[str, Any] = {"frameskip": 1, "obs_type": "grayscale"} if atari else {}
@@ -317,13 +322,13 @@ def make_network(env: gym.Env, init: str) -> Network:
     else:
         network = FlatNetwork(math.prod(env.observation_space.shape), num_actions)
 
-    if init == "orthogonal":  # otherwise PyTorch's default, as the authors'
+    if init == "orthogonal":  # else PyTorch's default, which the authors used
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.orthogonal_(layer.weight, gain=2**0.5)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        nn.init.orthogonal_(network.policy.weight, gain=0.01)
+        nn.init.orthogonal_(network.policy.weight, gain=0.01)  # so that π starts nearly uniform
         nn.init.orthogonal_(network.value.weight, gain=1.0)
     # Channels last, as in the observations, so that convolutions need not copy their input.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -334,10 +339,10 @@ action_rng = random.Random()  # not the module's, which an environment may seed
 
 @torch.inference_mode()
 def act(network: Network, obs: Tensor) -> list[int]:
-    """Draws an action from π(·|s) for each observation of a batch."""
+    """Draws an action from π(·|s) for each observation. Raises FloatingPointError if π is NaN."""
     logits, _ = network(obs)  # (B, num_actions)
     rows = logits.softmax(1).tolist()
-    if any(math.isnan(probs[0]) for probs in rows):
+    if any(math.isnan(probs[0]) for probs in rows):  # then all of a row are
         raise FloatingPointError("π is NaN: look for NaN or huge values in observations")
     return [action_rng.choices(range(len(probs)), probs)[0] for probs in rows]
 
@@ -346,9 +351,10 @@ def act(network: Network, obs: Tensor) -> list[int]:
 
 
 class Shared:
-    """The state of a run, in shared memory. A checkpoint is a copy of it.
+    """The state of a run. A checkpoint is a copy of it.
 
-    Only the coordinator changes it. It is laid out as in a3c.py.
+    Only the coordinator uses it, so it need not be in shared memory. It is laid out as in a3c.py,
+    with a counter for each environment.
     """
 
     def __init__(self, network: Network, num_workers: int):
@@ -390,6 +396,142 @@ class Shared:
 
 def share(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.share_memory_() for name, tensor in tensors.items()}
+
+
+# Environments in processes
+
+
+class Buffers:
+    """What the coordinator and the processes exchange, in shared memory: a row per environment."""
+
+    SIT_OUT, RESET = -1, -2  # instead of an action
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, num_workers: int):
+        obs = np.zeros((num_workers, *shape), dtype)
+        self.obs = torch.from_numpy(obs).share_memory_()
+        self.actions = torch.zeros(num_workers, dtype=torch.int64).share_memory_()
+        self.rewards = torch.zeros(num_workers, dtype=torch.float64).share_memory_()
+        self.terminal = torch.zeros(num_workers, dtype=torch.bool).share_memory_()  # so R = 0
+        self.over = torch.zeros(num_workers, dtype=torch.bool).share_memory_()  # needs a reset
+
+
+def step_environments(
+    index: int, args: Args, seeds: list[int], buffers: Buffers, pipes: list[Connection]
+) -> None:
+    """Steps a share of the environments whenever the coordinator asks; answers with episodes.
+
+    Of P processes, the one with this index has the environments of ranks index, index + P, …
+    """
+    prepare_worker(seeds[index])
+    pipe = pipes[index]
+    obs, actions, rewards = buffers.obs.numpy(), buffers.actions.numpy(), buffers.rewards.numpy()
+    terminal, over = buffers.terminal.numpy(), buffers.over.numpy()
+    ranks = range(index, args.num_workers, len(pipes))  # num_workers counts environments
+    with contextlib.ExitStack() as stack:
+        stack.callback(end_children)  # after the environments have been closed
+        envs = {rank: stack.enter_context(make_env(args.env_id)) for rank in ranks}
+        stack.enter_context(limit_cleanup())
+        for rank, env in envs.items():
+            obs[rank], _ = env.reset(seed=seeds[rank])
+        pipe.send([])  # ready: the first observations are in place
+
+        while pipe.recv():  # True to step, False to end
+            episodes = []
+            for rank, env in envs.items():
+                if actions[rank] == Buffers.SIT_OUT:
+                    continue
+                if actions[rank] == Buffers.RESET:
+                    obs[rank], _ = env.reset()
+                    over[rank] = False
+                    continue
+                obs[rank], rewards[rank], terminated, truncated, info = env.step(int(actions[rank]))
+                life_lost = info.get("life_lost", False)  # ends the segment
+                terminal[rank] = terminated or life_lost
+                over[rank] = terminated or truncated
+                if over[rank]:
+                    episodes.append(info["episode"])
+            pipe.send(episodes)
+
+
+class WorkerLost(Exception):
+    """A process that steps environments has ended, or hangs after a signal."""
+
+
+class Environments:
+    """All environments, as the coordinator sees them."""
+
+    def __init__(
+        self,
+        workers: mp.ProcessContext,
+        pipes: list[Connection],
+        buffers: Buffers,
+        stop: Tensor,
+    ):
+        self.workers = workers
+        self.pipes = pipes
+        self.stop = stop  # that of Shared
+        self.obs = buffers.obs.numpy()
+        self.actions = buffers.actions.numpy()
+        self.rewards = buffers.rewards.numpy()
+        self.terminal = buffers.terminal.numpy()
+        self.over = buffers.over.numpy()
+
+    def step(self, actions: dict[int, int]) -> list[dict[str, Any]]:
+        """Steps or resets the environments of the given ranks; returns the episodes that ended.
+
+        actions: by rank, an action or Buffers.RESET. Environments of other ranks sit out.
+        """
+        self.actions[:] = Buffers.SIT_OUT
+        for rank, action in actions.items():
+            self.actions[rank] = action
+        for pipe in self.pipes:
+            with contextlib.suppress(BrokenPipeError):  # receive() tells what happened
+                pipe.send(True)
+        return self.receive()
+
+    def receive(self) -> list[dict[str, Any]]:
+        """Waits for the answers of all processes, in order, so that a repeated run logs the same.
+
+        Raises WorkerLost.
+        """
+        episodes = []
+        polls_left = 50  # after a signal, for all processes together; each takes 0.2 seconds
+        for pipe in self.pipes:
+            try:
+                while not pipe.poll(timeout=0.2):
+                    if self.stop:
+                        polls_left -= 1
+                    ended = any(process.exitcode is not None for process in self.workers.processes)
+                    if ended or polls_left == 0:
+                        raise WorkerLost
+                episodes += pipe.recv()
+            except (EOFError, OSError):  # OSError also at Ctrl-C on Windows
+                raise WorkerLost from None
+        return episodes
+
+    def close(self) -> None:
+        """Lets the processes close their environments and end; main kills those that take long.
+
+        Raises WorkerLost if one fails.
+        """
+        for pipe in self.pipes:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.send(False)
+        deadline = time.monotonic() + 5
+        for process in self.workers.processes:
+            process.join(timeout=max(0, deadline - time.monotonic()))
+        if any(process.exitcode for process in self.workers.processes):
+            raise WorkerLost
+
+    def why_lost(self) -> str:
+        """The traceback of the lost process, or its signal."""
+        try:
+            self.workers.join(timeout=5)
+        except Exception as error:
+            return str(error)
+        # join does not see that a process has ended while one that it started is alive.
+        exit_codes = [process.exitcode for process in self.workers.processes if process.exitcode]
+        return f"exit code {exit_codes[0]}" if exit_codes else "does its environment call exit()?"
 
 
 # Algorithm
@@ -437,7 +579,7 @@ def actor_critic_loss(
 
 
 def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor, ...], float]:
-    """Scales gradients down to a global norm of at most max_norm; returns them and their own norm.
+    """Scales gradients down to a global norm of at most max_norm; returns them and the norm before.
 
     Raises FloatingPointError if that norm is not finite, so that such gradients never reach θ.
     """
@@ -452,139 +594,13 @@ def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor
     return grads, norm
 
 
-class Buffers:
-    """What the coordinator and the processes exchange, in shared memory: a row per environment."""
-
-    SIT_OUT, RESET = -1, -2  # instead of an action
-
-    def __init__(self, example: np.ndarray, num_workers: int):
-        obs = np.zeros((num_workers, *example.shape), example.dtype)
-        self.obs = torch.from_numpy(obs).share_memory_()
-        self.actions = torch.zeros(num_workers, dtype=torch.int64).share_memory_()
-        self.rewards = torch.zeros(num_workers, dtype=torch.float64).share_memory_()
-        self.terminal = torch.zeros(num_workers, dtype=torch.bool).share_memory_()  # so R = 0
-        self.over = torch.zeros(num_workers, dtype=torch.bool).share_memory_()  # needs a reset
-
-
-def worker(
-    index: int, args: Args, seeds: list[int], buffers: Buffers, pipes: list[Connection]
-) -> None:
-    """Steps a share of the environments whenever the coordinator asks; answers with episodes.
-
-    Of P processes, the one with this index has the environments of ranks index, index + P, …
-    """
-    prepare_worker(seeds[index])
-    pipe = pipes[index]
-    obs, actions, rewards = buffers.obs.numpy(), buffers.actions.numpy(), buffers.rewards.numpy()
-    terminal, over = buffers.terminal.numpy(), buffers.over.numpy()
-    ranks = range(index, args.num_workers, len(pipes))  # num_workers counts environments
-    with contextlib.ExitStack() as stack:
-        stack.callback(end_children)  # after the environments have been closed
-        envs = {rank: stack.enter_context(make_env(args.env_id)) for rank in ranks}
-        stack.enter_context(limit_cleanup())
-        for rank, env in envs.items():
-            obs[rank], _ = env.reset(seed=seeds[rank])
-        pipe.send([])  # ready: the first observations are in place
-
-        while pipe.recv():
-            episodes = []
-            for rank, env in envs.items():
-                if actions[rank] == Buffers.SIT_OUT:
-                    continue
-                if actions[rank] == Buffers.RESET:
-                    obs[rank], _ = env.reset()
-                    over[rank] = False
-                    continue
-                obs[rank], rewards[rank], terminated, truncated, info = env.step(int(actions[rank]))
-                life_lost = info.get("life_lost", False)  # ends the segment
-                terminal[rank] = terminated or life_lost
-                over[rank] = terminated or truncated
-                if over[rank]:
-                    episodes.append(info["episode"])
-            pipe.send(episodes)
-
-
-class WorkerLost(Exception):
-    """A process that steps environments has ended, or hangs after a signal."""
-
-
-class Environments:
-    """All environments, as the coordinator sees them."""
-
-    def __init__(
-        self,
-        workers: mp.ProcessContext,
-        pipes: list[Connection],
-        buffers: Buffers,
-        stop: Tensor,
-    ):
-        self.workers = workers
-        self.pipes = pipes
-        self.stop = stop
-        self.obs = buffers.obs.numpy()
-        self.actions = buffers.actions.numpy()
-        self.rewards = buffers.rewards.numpy()
-        self.terminal = buffers.terminal.numpy()
-        self.over = buffers.over.numpy()
-
-    def step(self, actions: dict[int, int]) -> list[dict[str, Any]]:
-        """Steps or resets the environments of the given ranks; returns the episodes that ended.
-
-        actions: by rank, an action or Buffers.RESET. Environments of other ranks sit out.
-        """
-        self.actions[:] = Buffers.SIT_OUT
-        for rank, action in actions.items():
-            self.actions[rank] = action
-        for pipe in self.pipes:
-            with contextlib.suppress(BrokenPipeError):  # receive() tells what happened
-                pipe.send(True)
-        return self.receive()
-
-    def receive(self) -> list[dict[str, Any]]:
-        """Waits for the answers of all processes; takes them in order, so that logs repeat."""
-        episodes = []
-        polls_left = 50  # after a signal, for all processes together; each takes 0.2 seconds
-        for pipe in self.pipes:
-            try:
-                while not pipe.poll(timeout=0.2):
-                    if self.stop:
-                        polls_left -= 1
-                    ended = any(process.exitcode is not None for process in self.workers.processes)
-                    if ended or polls_left == 0:
-                        raise WorkerLost
-                episodes += pipe.recv()
-            except (EOFError, OSError):  # OSError also at Ctrl-C on Windows
-                raise WorkerLost from None
-        return episodes
-
-    def close(self) -> None:
-        """Lets the processes close their environments and end; main kills those that take long.
-
-        Raises WorkerLost if one fails.
-        """
-        for pipe in self.pipes:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.send(False)
-        deadline = time.monotonic() + 5
-        for process in self.workers.processes:
-            process.join(timeout=max(0, deadline - time.monotonic()))
-        if any(process.exitcode for process in self.workers.processes):
-            raise WorkerLost
-
-    def why_lost(self) -> str:
-        """The traceback of the lost process, or its signal."""
-        try:
-            self.workers.join(timeout=5)
-        except Exception as error:
-            return str(error)
-        # join does not see that a process has ended while one that it started is alive.
-        exit_codes = [process.exitcode for process in self.workers.processes if process.exitcode]
-        return f"exit code {exit_codes[0]}" if exit_codes else "does its environment call exit()?"
-
-
 @dataclass
 class Segments:
-    """A segment of each environment, by rank, and the episodes that ended in them."""
+    """A segment of each environment, by rank, and the episodes that ended in them.
+
+    observations[rank] has the states in which the actions were taken, without the state after the
+    last of them, which is in Environments.obs.
+    """
 
     observations: list[list[Tensor]]
     actions: list[list[int]]
@@ -625,7 +641,7 @@ def coordinator(
     args: Args, shared: Shared, network: Network, envs: Environments, seed: int, recorder: Recorder
 ) -> None:
     """Acts in all environments and learns from all segments at once, until T_max or a signal."""
-    action_rng.seed(seed)  # with one environment, a3c.py's actions
+    action_rng.seed(seed)  # worker 0's: with one environment, the actions are those of a3c.py
     log = WorkerLog(recorder.log)
     envs.receive()  # waits for the first observations
 
@@ -640,21 +656,21 @@ def coordinator(
         # Act: up to t_max steps of each environment, in one batch
         segments = play_segments(args, network, envs)
 
-        # Learn: Δθ from one pass over the t steps of all segments, and the states to bootstrap from
+        # Learn: Δθ from one pass over the n steps of all segments, and the states to bootstrap from
         last = torch.from_numpy(envs.obs)  # (num_workers, ...), each segment's last state
-        states = torch.stack([*chain(*segments.observations), *last])  # (t + num_workers, ...)
-        actions = torch.tensor([*chain(*segments.actions)], device=args.device)  # (t,)
-        t = len(actions)
-        # (t + num_workers, num_actions), (t + num_workers,)
+        states = torch.stack([*chain(*segments.observations), *last])  # (n + num_workers, ...)
+        actions = torch.tensor([*chain(*segments.actions)], device=args.device)  # (n,)
+        n = len(actions)
+        # (n + num_workers, num_actions), (n + num_workers,)
         logits, values = network(states.to(args.device))
-        bootstraps = values[t:].tolist()
+        bootstraps = values[n:].tolist()
         all_returns: list[float] = []
         for rank, rewards in enumerate(segments.rewards):
             bootstrap = 0.0 if envs.terminal[rank] else bootstraps[rank]
             all_returns += n_step_returns(rewards, bootstrap, args.gamma)
-        returns = torch.tensor(all_returns, device=args.device)  # (t,)
+        returns = torch.tensor(all_returns, device=args.device)  # (n,)
         loss, stats = actor_critic_loss(
-            logits[:t], values[:t], actions, returns, args.ent_coef, args.vf_coef
+            logits[:n], values[:n], actions, returns, args.ent_coef, args.vf_coef
         )
         grads = torch.autograd.grad(loss, list(network.parameters()))
         grads, grad_norm = clip_grads(grads, args.max_grad_norm)
@@ -668,10 +684,10 @@ def coordinator(
 
         # Log
         stats |= {"losses/grad_norm": grad_norm, "charts/learning_rate": learning_rate}
-        log.update(step + t, stats, values[:t], returns)
+        log.update(step + n, stats, values[:n], returns)
         for episode in segments.episodes:
-            log.episode(step + t, episode)
-        recorder.progress(step + t)
+            log.episode(step + n, episode)
+        recorder.progress(step + n)
         recorder.save_if_due()
 
 
@@ -692,7 +708,7 @@ def prepare_worker(seed: int) -> None:
 
 
 def end_children() -> None:
-    """Kills the processes that an environment has left behind: Python would wait for their end."""
+    """Kills what an environment has left running: at its exit, Python would wait for its end."""
     for process in mp.active_children():
         process.kill()
 
@@ -731,6 +747,7 @@ class WorkerLog:
     def update(
         self, step: int, stats: dict[str, float], estimates: Tensor, targets: Tensor
     ) -> None:
+        """Adds an update. Estimates of V or Q and their targets, (t,), give explained variance."""
         self.stats.append(stats)
         self.estimates.append(estimates.detach())
         self.targets.append(targets)
@@ -748,6 +765,7 @@ class WorkerLog:
         self.targets.clear()
 
     def episode(self, step: int, episode: dict[str, Any]) -> None:
+        """Passes on the return ("r", unclipped) and the length ("l", in steps) of an episode."""
         stats = {
             "charts/episodic_return": float(episode["r"]),
             "charts/episodic_length": float(episode["l"]),
@@ -759,12 +777,12 @@ class Recorder:
     """Writes the log and checkpoints of a run, and shows its progress, as a bar or in lines."""
 
     def __init__(self, shared: Shared, args: Args, run_dir: Path, start: int):
-        """`start` is T at the start of the run; asynchronous workers may have taken steps since."""
+        """Opens the log, and the bar at the T of now. `start` is T before the workers started."""
         self.shared = shared
         self.args = args
         self.run_dir = run_dir
-        # In a resumed run, TensorBoard hides what was logged after the checkpoint (in some
-        # versions only when the tag has a new point).
+        # purge_step: in a resumed run, TensorBoard hides what was logged after the checkpoint (in
+        # some versions only when the tag has a new point).
         self.writer = SummaryWriter(run_dir, purge_step=start + 1, flush_secs=5)
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("arguments", f"|flag|value|\n|-|-|\n{table}", start)
@@ -828,10 +846,11 @@ class Recorder:
     def close(self) -> None:
         self.progress(int(self.shared.steps.sum()), last=True)
         with contextlib.suppress(OSError):
+            self.writer.close()
+        with contextlib.suppress(OSError):
             self.bar.close()
             if not self.on_terminal:
                 self.bar.fp.close()
-            self.writer.close()
 
 
 class StopSignals:
@@ -854,11 +873,11 @@ class StopSignals:
         return self
 
     def handle(self, signum: int, frame: object) -> None:
-        if self.signum and signum == signal.SIGINT:
-            sys.exit(128 + signum)
         if not self.signum:
             self.signum = signum
             self.stop.fill_(True)
+        elif signum == signal.SIGINT:
+            sys.exit(128 + signum)
 
     def ignore(self) -> None:
         """Ignores further signals, so that none cuts the last checkpoint short."""
@@ -919,9 +938,9 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
 
 
 def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
-    """Plays full episodes; prints the return of each, with unclipped rewards, and returns all."""
+    """Plays full episodes with act(); prints and returns their returns, of unclipped rewards."""
     env = make_env(args.env_id, args.capture_video)
-    # An episode might never end. A longer time limit of the environment's own still holds.
+    # In steps, as an episode might never end; or the environment's own limit, if that is longer.
     limit = max(100_000, (env.spec and env.spec.max_episode_steps) or 0)
     if args.capture_video:
         try:
@@ -974,6 +993,7 @@ def flush_output() -> None:
 
 
 def bad_input(message: str) -> NoReturn:
+    """Prints the message as one line to stderr, and exits with code 2."""
     warn(f"{SCRIPT.name}: error: {' '.join(message.split())}")
     sys.exit(2)
 
@@ -1031,14 +1051,15 @@ def validate_args(args: Args) -> tuple[Args, Network]:
 
 
 def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
-    """The shared state of a run and its folder: a new one, or those of the run to resume."""
-    now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{now}"
-    run_dir = Path(args.log_dir) / name.replace("/", "-").replace(":", "-")
+    """Makes the shared state and the folder of a run, or takes those of the run to resume."""
     checkpoint = None
     if args.resume:
         checkpoint, run_dir = load_checkpoint(args.resume)
         load_params(network, checkpoint, args.resume)
+    else:
+        now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{now}"
+        run_dir = Path(args.log_dir) / name.replace("/", "-").replace(":", "-")
     try:
         shared = Shared(network, args.num_workers)
         if checkpoint:
@@ -1087,6 +1108,7 @@ def resume_command(run_dir: Path) -> str:
 
 
 def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None:
+    """Loads θ into the network. It is bad input if the shapes differ."""
     try:
         network.load_state_dict(checkpoint["params"])
     except (RuntimeError, TypeError):
@@ -1096,14 +1118,11 @@ def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None
 def make_buffers(args: Args) -> Buffers:
     """Makes the buffers, with room for observations as the environment returns them."""
     with make_env(args.env_id) as env:
-        example = np.asarray(env.reset()[0])
-        space = env.observation_space
+        obs = np.asarray(env.reset()[0])
 
-    dtype = example.dtype  # decides whether the network divides an image by 255
-    if example.shape != (84, 84, 4):
-        # An environment may return floats although its space declares integers.
-        dtype = np.result_type(dtype, space.dtype)
-    return Buffers(example.astype(dtype), args.num_workers)
+    # The network takes all but images as float32; uint8 images it divides by 255.
+    dtype = obs.dtype if obs.shape == (84, 84, 4) else np.dtype(np.float32)
+    return Buffers(obs.shape, dtype, args.num_workers)
 
 
 def start_workers(args: Args, seeds: list[int], buffers: Buffers, stop: Tensor) -> Environments:
@@ -1117,12 +1136,12 @@ def start_workers(args: Args, seeds: list[int], buffers: Buffers, stop: Tensor) 
     num_processes = min(args.num_workers, num_cores())
     # When one worker is lost, PyTorch ends the others, with a warning for each.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
-    others = mp.active_children()  # of a program that calls main
+    others = mp.active_children()  # those of a program that calls main must stay
     try:
         pipes = [mp.get_context(method).Pipe() for _ in range(num_processes)]
         coordinator_ends, worker_ends = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
         workers = mp.start_processes(
-            worker,
+            step_environments,
             (args, seeds, buffers, worker_ends),
             nprocs=num_processes,
             join=False,
@@ -1145,10 +1164,11 @@ def num_cores() -> int:
 
 
 def main(args: Args) -> list[float] | None:
-    """Trains, or evaluates and returns the episodes' returns.
+    """Trains, or with args.evaluate plays episodes and returns a list of their returns.
 
     From Python, pass the run's own arguments along with resume or evaluate: only the command line
-    takes them from the checkpoint.
+    takes them from the checkpoint. Exits with code 1 if a run is not completed, 2 for bad input,
+    and 128 + n after signal n.
     """
     args, network = validate_args(args)
     if args.evaluate:
@@ -1164,14 +1184,14 @@ def main(args: Args) -> list[float] | None:
     # Before StopSignals, since the environment might hang, or set signal handlers of its own.
     buffers = make_buffers(args)
     shared, run_dir = start_run(args, network)
-    if shared.steps.sum() >= args.total_timesteps:
+    start = int(shared.steps.sum())
+    if start >= args.total_timesteps:
         warn(f"{SCRIPT.name}: the run is complete: raise --total-timesteps to continue it")
         return None
 
-    start = int(shared.steps.sum())
     sequence = np.random.SeedSequence([args.seed, start])  # a resumed run gets new seeds
     seeds = sequence.generate_state(args.num_workers).tolist()
-    lost = True
+    lost = True  # until the coordinator has ended
     with claim_run(args, run_dir), StopSignals(shared.stop) as signals:
         envs = start_workers(args, seeds, buffers, shared.stop)
         try:

@@ -92,6 +92,11 @@ warnings.filterwarnings("ignore", "The value of the smallest subnormal")
 
 @dataclass
 class Args:
+    """The flags of the command line. tyro shows their comments as help.
+
+    An agent step is one action, which Atari repeats for four frames.
+    """
+
     # Run
     env_id: str = "BreakoutNoFrameskip-v4"  # any Gymnasium id; module:Name-v0 for your own
     num_workers: int = 16  # number of actor-learner processes
@@ -107,7 +112,7 @@ class Args:
     init: Literal["orthogonal", "paper"] = "orthogonal"  # initial weights; paper: ±1/√fan_in
 
     # Optimizer
-    learning_rate: float = 0.0  # initial η, decays to zero; 0 means 1.75e-4 for images, else 2e-3
+    learning_rate: float = 0.0  # initial η, decays to zero; 0: 1.75e-4 for images, else 2e-3
     rms_alpha: float = 0.0  # decay of RMSProp's mean square g (α); 0: 0.9994 for images, else 0.99
     rms_eps: float = 0.0  # added under RMSProp's root (ε); 0: 6e-7 for images, else 0.1
     max_grad_norm: float = 40.0  # larger gradients are scaled down to this global norm
@@ -170,7 +175,7 @@ class Atari(gym.Wrapper):
             if terminated or truncated:
                 break
 
-        # Some games draw their sprites in every other frame only.
+        # Some games draw their sprites only in every other frame.
         self.stack.append(resize(np.max(screens[-2:], axis=0)))
         info["life_lost"] = self.ale.lives() < lives
         return cv2.merge([*self.stack]), total_reward, terminated, truncated, info
@@ -209,9 +214,9 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
     """
     module, _, name = env_id.rpartition(":")
     if env_id.startswith((".", ":")):
-        raise UnsupportedEnvironment("a module is named without its path: my_envs:Name-v0")
+        raise UnsupportedEnvironment("give the module's name, not its path: my_envs:Name-v0")
     if module:
-        importlib.import_module(module)  # registers the environment
+        importlib.import_module(module)  # registers the environment, which is looked up next
     spec = gym.registry.get(name)
     atari = spec is not None and spec.entry_point == "ale_py.env:AtariEnv"
     kwargs: dict[str, Any] = {"frameskip": 1, "obs_type": "grayscale"} if atari else {}
@@ -312,13 +317,13 @@ def make_network(env: gym.Env, init: str) -> Network:
     else:
         network = FlatNetwork(math.prod(env.observation_space.shape), num_actions)
 
-    if init == "orthogonal":  # otherwise PyTorch's default, as the authors'
+    if init == "orthogonal":  # else PyTorch's default, which the authors used
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.orthogonal_(layer.weight, gain=2**0.5)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        nn.init.orthogonal_(network.policy.weight, gain=0.01)
+        nn.init.orthogonal_(network.policy.weight, gain=0.01)  # so that π starts nearly uniform
         nn.init.orthogonal_(network.value.weight, gain=1.0)
     # Channels last, as in the observations, so that convolutions need not copy their input.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -329,10 +334,10 @@ action_rng = random.Random()  # not the module's, which an environment may seed
 
 @torch.inference_mode()
 def act(network: Network, obs: np.ndarray) -> int:
-    """Draws an action from π(·|s)."""
+    """Draws an action from π(·|s). Raises FloatingPointError if π is NaN."""
     logits, _ = network(torch.as_tensor(obs)[None])  # (1, num_actions)
     probs = logits[0].softmax(0).tolist()
-    if math.isnan(probs[0]):
+    if math.isnan(probs[0]):  # then all of them are
         raise FloatingPointError("π is NaN: look for NaN or huge values in observations")
     return action_rng.choices(range(len(probs)), probs)[0]
 
@@ -343,8 +348,8 @@ def act(network: Network, obs: np.ndarray) -> int:
 class Shared:
     """The state of a run, in memory that all processes share. A checkpoint is a copy of it.
 
-    There is no lock: workers overwrite each other's updates of θ and g now and then (Hogwild), and
-    every counter has a single writer.
+    There is no lock: workers overwrite each other's updates of θ and g now and then (Hogwild). But
+    no count is lost, since every counter has a single writer.
     """
 
     def __init__(self, network: Network, num_workers: int):
@@ -433,7 +438,7 @@ def actor_critic_loss(
 
 
 def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor, ...], float]:
-    """Scales gradients down to a global norm of at most max_norm; returns them and their own norm.
+    """Scales gradients down to a global norm of at most max_norm; returns them and the norm before.
 
     Raises FloatingPointError if that norm is not finite, so that such gradients never reach θ.
     """
@@ -449,10 +454,10 @@ def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor
 
 
 def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: WorkerLog) -> None:
-    """One actor-learner (Algorithm S3).
+    """One actor-learner (Algorithm S3), the one with number `rank`.
 
-    `step` is T at the snapshot, `t` the length of the segment. `step + t` stands for T at the
-    update: it leaves out the steps of the other workers in between.
+    `seed` is that of its environment. `step` is T at the snapshot, `t` the length of the segment.
+    The log uses `step + t`, which is T at the update without the steps that others took meanwhile.
     """
     network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
     obs, _ = env.reset(seed=seed)
@@ -466,15 +471,16 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
         observations = [np.array(obs)]  # copies: an environment may reuse its array
         actions: list[int] = []
         rewards: list[float] = []
-        terminal = truncated = False
-        while len(actions) < args.num_steps and not (terminal or truncated):
+        terminated = truncated = life_lost = False
+        while len(actions) < args.num_steps and not (terminated or truncated or life_lost):
             action = act(network, observations[-1])
             obs, reward, terminated, truncated, info = env.step(action)
-            terminal = terminated or info.get("life_lost", False)  # a lost life is terminal, too
+            life_lost = info.get("life_lost", False)  # ends the segment, but not the game
             observations.append(np.array(obs))
             actions.append(action)
             rewards.append(float(reward))
         t = len(actions)
+        terminal = terminated or life_lost  # so R_t = 0
 
         # Learn: Δθ from one pass over the segment and the state to bootstrap from
         states = torch.as_tensor(np.stack(observations))  # (t+1, ...)
@@ -495,8 +501,11 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
         shared.steps[rank] += t
 
         # Log
-        stats |= {"losses/grad_norm": grad_norm, "async/policy_lag": policy_lag}
-        stats |= {"charts/learning_rate": learning_rate}
+        stats |= {
+            "losses/grad_norm": grad_norm,
+            "async/policy_lag": policy_lag,
+            "charts/learning_rate": learning_rate,
+        }
         log.update(step + t, stats, values[:t], returns)
         if terminated or truncated:
             log.episode(step + t, info["episode"])
@@ -520,7 +529,7 @@ def prepare_worker(seed: int) -> None:
 
 
 def end_children() -> None:
-    """Kills the processes that an environment has left behind: Python would wait for their end."""
+    """Kills what an environment has left running: at its exit, Python would wait for its end."""
     for process in mp.active_children():
         process.kill()
 
@@ -571,6 +580,7 @@ class WorkerLog:
     def update(
         self, step: int, stats: dict[str, float], estimates: Tensor, targets: Tensor
     ) -> None:
+        """Adds an update. Estimates of V or Q and their targets, (t,), give explained variance."""
         self.stats.append(stats)
         self.estimates.append(estimates.detach())
         self.targets.append(targets)
@@ -588,6 +598,7 @@ class WorkerLog:
         self.targets.clear()
 
     def episode(self, step: int, episode: dict[str, Any]) -> None:
+        """Passes on the return ("r", unclipped) and the length ("l", in steps) of an episode."""
         stats = {
             "charts/episodic_return": float(episode["r"]),
             "charts/episodic_length": float(episode["l"]),
@@ -599,12 +610,12 @@ class Recorder:
     """Writes the log and checkpoints of a run, and shows its progress, as a bar or in lines."""
 
     def __init__(self, shared: Shared, args: Args, run_dir: Path, start: int):
-        """`start` is T at the start of the run; asynchronous workers may have taken steps since."""
+        """Opens the log, and the bar at the T of now. `start` is T before the workers started."""
         self.shared = shared
         self.args = args
         self.run_dir = run_dir
-        # In a resumed run, TensorBoard hides what was logged after the checkpoint (in some
-        # versions only when the tag has a new point).
+        # purge_step: in a resumed run, TensorBoard hides what was logged after the checkpoint (in
+        # some versions only when the tag has a new point).
         self.writer = SummaryWriter(run_dir, purge_step=start + 1, flush_secs=5)
         table = "\n".join(f"|{name}|{value}|" for name, value in asdict(args).items())
         self.writer.add_text("arguments", f"|flag|value|\n|-|-|\n{table}", start)
@@ -668,10 +679,11 @@ class Recorder:
     def close(self) -> None:
         self.progress(int(self.shared.steps.sum()), last=True)
         with contextlib.suppress(OSError):
+            self.writer.close()
+        with contextlib.suppress(OSError):
             self.bar.close()
             if not self.on_terminal:
                 self.bar.fp.close()
-            self.writer.close()
 
 
 class StopSignals:
@@ -694,11 +706,11 @@ class StopSignals:
         return self
 
     def handle(self, signum: int, frame: object) -> None:
-        if self.signum and signum == signal.SIGINT:
-            sys.exit(128 + signum)
         if not self.signum:
             self.signum = signum
             self.stop.fill_(True)
+        elif signum == signal.SIGINT:
+            sys.exit(128 + signum)
 
     def ignore(self) -> None:
         """Ignores further signals, so that none cuts the last checkpoint short."""
@@ -759,9 +771,9 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
 
 
 def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
-    """Plays full episodes; prints the return of each, with unclipped rewards, and returns all."""
+    """Plays full episodes with act(); prints and returns their returns, of unclipped rewards."""
     env = make_env(args.env_id, args.capture_video)
-    # An episode might never end. A longer time limit of the environment's own still holds.
+    # In steps, as an episode might never end; or the environment's own limit, if that is longer.
     limit = max(100_000, (env.spec and env.spec.max_episode_steps) or 0)
     if args.capture_video:
         try:
@@ -813,6 +825,7 @@ def flush_output() -> None:
 
 
 def bad_input(message: str) -> NoReturn:
+    """Prints the message as one line to stderr, and exits with code 2."""
     warn(f"{SCRIPT.name}: error: {' '.join(message.split())}")
     sys.exit(2)
 
@@ -865,14 +878,15 @@ def validate_args(args: Args) -> tuple[Args, Network]:
 
 
 def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
-    """The shared state of a run and its folder: a new one, or those of the run to resume."""
-    now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{now}"
-    run_dir = Path(args.log_dir) / name.replace("/", "-").replace(":", "-")
+    """Makes the shared state and the folder of a run, or takes those of the run to resume."""
     checkpoint = None
     if args.resume:
         checkpoint, run_dir = load_checkpoint(args.resume)
         load_params(network, checkpoint, args.resume)
+    else:
+        now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{now}"
+        run_dir = Path(args.log_dir) / name.replace("/", "-").replace(":", "-")
     try:
         shared = Shared(network, args.num_workers)
         if checkpoint:
@@ -921,6 +935,7 @@ def resume_command(run_dir: Path) -> str:
 
 
 def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None:
+    """Loads θ into the network. It is bad input if the shapes differ."""
     try:
         network.load_state_dict(checkpoint["params"])
     except (RuntimeError, TypeError):
@@ -933,11 +948,11 @@ def start_workers(args: Args, shared: Shared) -> tuple[mp.ProcessContext, list[C
     if method is None:  # the calling program has chosen none
         # Forking is the fastest, and safe because PyTorch still has one thread (docs/running.md).
         method = "fork" if sys.platform == "linux" else "spawn"
-    T = int(shared.steps.sum())  # in the seeds, so that a resumed run gets new ones
+    T = int(shared.steps.sum())  # part of the seed, so that a resumed run gets new seeds
     seeds = np.random.SeedSequence([args.seed, T]).generate_state(args.num_workers).tolist()
     # When one worker is lost, PyTorch ends the others, with a warning for each.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
-    others = mp.active_children()  # of a program that calls main
+    others = mp.active_children()  # those of a program that calls main must stay
     try:
         pipes = [mp.get_context(method).Pipe(duplex=False) for _ in range(args.num_workers)]
         receivers, senders = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
@@ -964,20 +979,24 @@ def watch(
     recorder: Recorder,
     signals: StopSignals,
 ) -> bool:
-    """Records the run until all workers have ended; returns whether one was lost."""
+    """Records the run until all workers have ended; returns whether one was lost.
+
+    Returns earlier if a worker hangs, or has exited before the end of the run.
+    """
     deadline = math.inf  # by which the workers must have ended, once it is set
     all_ended = worker_lost = False
     while not all_ended:
         exit_codes = [process.exitcode for process in workers.processes]
+        failures = [f"exit code {code}" for code in exit_codes if code]
         try:
             # join does not see that a worker has ended while a process that it started is alive.
             all_ended = workers.join(timeout=0.2) or None not in exit_codes
-            if any(exit_codes):
-                raise ChildProcessError(f"exit code {next(filter(None, exit_codes))}")
-        except Exception as error:
+        except Exception as error:  # with the worker's traceback, or its signal
+            failures = [str(error)]
+        if failures:
             all_ended = worker_lost = True  # join has ended the others, or main will
             if not signals.signum:
-                warn(f"{SCRIPT.name}: a worker was lost: {error}")
+                warn(f"{SCRIPT.name}: a worker was lost: {failures[0]}")
 
         messages = []
         for receiver in receivers:
@@ -993,7 +1012,7 @@ def watch(
         recorder.progress(step)
         to_end = bool(signals.signum) or step >= recorder.args.total_timesteps
         if to_end:
-            patience = 10 if signals.signum else 60
+            patience = 10 if signals.signum else 60  # seconds for the last segment and close()
             deadline = min(deadline, time.monotonic() + patience)
         if one_ended and not (to_end or worker_lost):
             warn(f"{SCRIPT.name}: a worker has exited: does its environment call exit()?")
@@ -1006,10 +1025,11 @@ def watch(
 
 
 def main(args: Args) -> list[float] | None:
-    """Trains, or evaluates and returns the episodes' returns.
+    """Trains, or with args.evaluate plays episodes and returns a list of their returns.
 
     From Python, pass the run's own arguments along with resume or evaluate: only the command line
-    takes them from the checkpoint.
+    takes them from the checkpoint. Exits with code 1 if a run is not completed, 2 for bad input,
+    and 128 + n after signal n.
     """
     args, network = validate_args(args)
     if args.evaluate:
@@ -1023,12 +1043,12 @@ def main(args: Args) -> list[float] | None:
             sys.exit(128 + signal.SIGINT)
 
     shared, run_dir = start_run(args, network)
-    if shared.steps.sum() >= args.total_timesteps:
+    start = int(shared.steps.sum())
+    if start >= args.total_timesteps:
         warn(f"{SCRIPT.name}: the run is complete: raise --total-timesteps to continue it")
         return None
 
-    start = int(shared.steps.sum())
-    lost = True
+    lost = True  # unless watch says otherwise
     with claim_run(args, run_dir), StopSignals(shared.stop) as signals:
         workers, receivers = start_workers(args, shared)
         try:

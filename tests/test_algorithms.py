@@ -61,7 +61,8 @@ class FakeEnvironments:
     def __init__(self, envs, seed):
         self.envs = envs
         self.stop = torch.zeros(1, dtype=torch.bool)
-        buffers = a2c.Buffers(envs[0].observation_space.sample(), len(envs))
+        space = envs[0].observation_space
+        buffers = a2c.Buffers(space.shape, space.dtype, len(envs))
         self.obs, self.rewards = buffers.obs.numpy(), buffers.rewards.numpy()
         self.terminal, self.over = buffers.terminal.numpy(), buffers.over.numpy()
         for rank, env in enumerate(envs):
@@ -348,7 +349,7 @@ def test_a_signal_ends_the_segments_of_a2c_early():
 def test_an_a2c_worker_steps_its_share_of_the_environments(monkeypatch):
     """Environments 1 and 3 of 4 are those of the second of two processes."""
     args = a2c.Args(env_id="toy_envs:Terminates-v0", num_workers=4)
-    buffers = a2c.Buffers(a2c.make_env(args.env_id).observation_space.sample(), 4)
+    buffers = a2c.make_buffers(args)
     sit_out, reset = a2c.Buffers.SIT_OUT, a2c.Buffers.RESET
     orders = [[0, 0, 0, sit_out]] * 6 + [[0, 0, 0, 1], [0, reset, 0, 1]]
     answers = []
@@ -364,7 +365,9 @@ def test_an_a2c_worker_steps_its_share_of_the_environments(monkeypatch):
         answers.append((*(tensor.tolist() for tensor in seen), len(episodes)))
 
     monkeypatch.setattr(a2c.signal, "signal", lambda *arguments: None)
-    a2c.worker(1, args, [1] * 4, buffers, [None, SimpleNamespace(recv=receive, send=send)])
+    a2c.step_environments(
+        1, args, [1] * 4, buffers, [None, SimpleNamespace(recv=receive, send=send)]
+    )
     nobody, first = [False] * 4, [False, True, False, False]
     expected = [([0, t, 0, 0], [0, t, 0, 0], nobody, 0) for t in range(7)]
     expected += [([0, 7, 0, 1], [0, 7, 0, 1], first, 1), ([0, 0, 0, 2], [0, 7, 0, 2], nobody, 0)]
@@ -463,8 +466,8 @@ def test_a2c_with_one_worker_is_a3c_with_one_worker(tmp_path, env_id):
 def test_a2c_takes_answers_in_the_order_of_its_processes():
     pipes = [mp.Pipe() for _ in range(3)]
     workers = SimpleNamespace(processes=[SimpleNamespace(exitcode=None)] * 3)
-    env = gym.make("CartPole-v1")
-    buffers, stop = a2c.Buffers(env.observation_space.sample(), 3), torch.zeros(1, dtype=torch.bool)
+    buffers = a2c.Buffers((4,), np.dtype(np.float32), 3)
+    stop = torch.zeros(1, dtype=torch.bool)
     envs = a2c.Environments(workers, [ours for ours, _ in pipes], buffers, stop)
     for index in (2, 0, 1):
         pipes[index][1].send([index])
@@ -473,7 +476,8 @@ def test_a2c_takes_answers_in_the_order_of_its_processes():
 
 def test_an_a2c_environment_without_an_action_sits_out():
     workers = SimpleNamespace(processes=[])
-    buffers, stop = a2c.Buffers(np.zeros(1), 3), torch.zeros(1, dtype=torch.bool)
+    buffers = a2c.Buffers((1,), np.dtype(np.float32), 3)
+    stop = torch.zeros(1, dtype=torch.bool)
     envs = a2c.Environments(workers, [], buffers, stop)
     envs.step({0: 1, 1: 1, 2: 1})
     envs.step({1: 1})
@@ -614,6 +618,7 @@ def test_a2c_takes_observations_of_another_type_than_declared():
     buffers = a2c.make_buffers(args)
     envs = a2c.start_workers(args, [1, 2], buffers, torch.zeros(1, dtype=torch.bool))
     envs.receive()
+    envs.step({0: 1, 1: 1})
     assert (envs.obs == 0.5).all()
     envs.close()
 

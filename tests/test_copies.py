@@ -27,7 +27,7 @@ DIFFERENT = {
     "make_network": BY_OUTPUTS,
     "act": BY_METHOD,
     "Shared": BY_METHOD,
-    "worker": EACH,
+    "worker": [{"onestep_q_async"}, {"sarsa_async"}, {"nstep_q_async"}, {"a3c"}],
     "evaluate": BUT_A2C,
     "BOUNDS": BY_METHOD,
     "validate_args": BUT_A2C,
@@ -39,10 +39,10 @@ ORDER = """
 docstring SCRIPT Args choose_defaults
 UnsupportedEnvironment Atari resize is_image make_env
 ImageNetwork FlatNetwork Network make_network action_rng act
-Shared share
+Shared share Buffers step_environments WorkerLost Environments
 sample_final_epsilon anneal_epsilon
 one_step_targets n_step_returns q_loss actor_critic_loss clip_grads
-Buffers worker WorkerLost Environments Segments play_segments coordinator
+worker Segments play_segments coordinator
 prepare_worker end_children limit_cleanup run_worker
 WorkerLog Recorder StopSignals save_checkpoint load_checkpoint evaluate
 show warn flush_output bad_input BOUNDS validate_args
@@ -53,7 +53,7 @@ BUDGETS = {
     ("onestep_q_async", "sarsa_async"): 40,
     ("sarsa_async", "nstep_q_async"): 80,
     ("nstep_q_async", "a3c"): 190,
-    ("a3c", "a2c"): 460,
+    ("a3c", "a2c"): 490,
 }
 
 

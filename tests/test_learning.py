@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import VALUE_METHODS, train
 
-END, VALUE = "targets[-1] = rewards[-1]", "0.0 if terminal else last_value"
+END, VALUE = "targets[-1] = rewards[-1]", "0.0 if terminal else target_network(states[t:])"
 REFRESH = "shared.refresh_target(step + t, shared.theta)"
 SIGN = "policy_loss = -(action_logprobs", "policy_loss = (action_logprobs"
 # A script, a piece of its text, what is wrong there, and a return that is out of reach then.
@@ -13,7 +13,7 @@ SIGN = "policy_loss = -(action_logprobs", "policy_loss = (action_logprobs"
 FAULTS = [
     ("onestep_q_async", END, "pass", 100),  # the end of an episode is ignored
     ("sarsa_async", END, "pass", 100),
-    ("nstep_q_async", VALUE, "last_value", 100),
+    ("nstep_q_async", VALUE, "target_network(states[t:])", 100),
     ("onestep_q_async", REFRESH, "pass", 100),  # a frozen target network
     ("a3c", *SIGN, 12),
     ("a2c", *SIGN, 12),

@@ -616,6 +616,17 @@ def test_a_log_goes_on_when_the_disk_has_space_again(script, tmp_path, monkeypat
 
 
 @OF_ONE
+def test_the_log_is_closed_even_if_the_bar_cannot_be(script, tmp_path, monkeypatch):
+    args = script.Args(total_timesteps=1000)
+    recorder = script.Recorder(script.Shared(torch.nn.Linear(3, 1), 1), args, tmp_path, 0)
+    monkeypatch.setattr(recorder.bar, "close", full_disk)
+    closed = []
+    monkeypatch.setattr(recorder.writer, "close", lambda: closed.append(True))
+    recorder.close()
+    assert closed
+
+
+@OF_ONE
 def test_the_log_of_an_episode_does_not_depend_on_its_worker(script):
     # Tensors would be shared with the worker, and gone when it has ended.
     sent = []

@@ -236,12 +236,12 @@ class CrashesWithThread(Crashes):
 
 
 class Halves(Count):
-    """Observes 0.5, although its space declares whole numbers."""
+    """Observes whole numbers at first, as its space declares, but then 0.5, 1.0, 1.5 and so on."""
 
-    observation_space = Box(0, 1, (2,), np.uint8)
+    observation_space = Box(0, 100, (2,), np.uint8)
 
     def observe(self):
-        return np.full(2, 0.5, np.float32)
+        return np.full(2, self.t / 2) if self.t else np.zeros(2, np.uint8)
 
 
 class BrokenInit(Count):
