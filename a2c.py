@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = [
 #   "torch>=2.6", "numpy>=1.26", "gymnasium>=1.1", "ale-py>=0.11", "opencv-python-headless>=4.10",
-#   "tyro>=0.9", "tensorboard>=2.18", "tqdm>=4.66", "moviepy>=2.1", "pygame-ce>=2.5",
+#   "tyro>=0.9.1", "tensorboard>=2.18", "tqdm>=4.66", "moviepy>=2.1", "pygame-ce>=2.5",
 # ]
 # ///
 """A2C, batched advantage actor-critic: the synchronous, repeatable sibling of A3C.
@@ -255,7 +255,9 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
     if is_image(space) and space.shape != (84, 84, 4):
         if space.shape[2:] == (3,):
             env = gym.wrappers.GrayscaleObservation(env)
-        env = gym.wrappers.ResizeObservation(env, (84, 84))
+        # Not ResizeObservation, which fails with one channel before Gymnasium 1.4.
+        screen = gym.spaces.Box(0, 255, (84, 84), np.uint8)
+        env = gym.wrappers.TransformObservation(env, resize, screen)
         env = gym.wrappers.FrameStackObservation(env, 4)
         space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
         env = gym.wrappers.TransformObservation(env, lambda obs: cv2.merge([*obs]), space)
@@ -416,41 +418,31 @@ class Buffers:
 
 
 def step_environments(
-    index: int, args: Args, seeds: list[int], buffers: Buffers, pipes: list[Connection]
+    envs: dict[int, gym.Env], seeds: list[int], buffers: Buffers, pipe: Connection
 ) -> None:
-    """Steps a share of the environments whenever the coordinator asks; answers with episodes.
-
-    Of P processes, the one with this index has the environments of ranks index, index + P, …
-    """
-    prepare_worker(seeds[index])
-    pipe = pipes[index]
+    """Steps the environments, by rank, whenever the coordinator asks; answers with episodes."""
     obs, actions, rewards = buffers.obs.numpy(), buffers.actions.numpy(), buffers.rewards.numpy()
     terminal, over = buffers.terminal.numpy(), buffers.over.numpy()
-    ranks = range(index, args.num_workers, len(pipes))  # num_workers counts environments
-    with contextlib.ExitStack() as stack:
-        stack.callback(end_children)  # after the environments have been closed
-        envs = {rank: stack.enter_context(make_env(args.env_id)) for rank in ranks}
-        stack.enter_context(limit_cleanup())
-        for rank, env in envs.items():
-            obs[rank], _ = env.reset(seed=seeds[rank])
-        pipe.send([])  # ready: the first observations are in place
+    for rank, env in envs.items():
+        obs[rank], _ = env.reset(seed=seeds[rank])
+    pipe.send([])  # ready: the first observations are in place
 
-        while pipe.recv():  # True to step, False to end
-            episodes = []
-            for rank, env in envs.items():
-                if actions[rank] == Buffers.SIT_OUT:
-                    continue
-                if actions[rank] == Buffers.RESET:
-                    obs[rank], _ = env.reset()
-                    over[rank] = False
-                    continue
-                obs[rank], rewards[rank], terminated, truncated, info = env.step(int(actions[rank]))
-                life_lost = info.get("life_lost", False)  # ends the segment
-                terminal[rank] = terminated or life_lost
-                over[rank] = terminated or truncated
-                if over[rank]:
-                    episodes.append(info["episode"])
-            pipe.send(episodes)
+    while pipe.recv():  # True to step, False to end
+        episodes = []
+        for rank, env in envs.items():
+            if actions[rank] == Buffers.SIT_OUT:
+                continue
+            if actions[rank] == Buffers.RESET:
+                obs[rank], _ = env.reset()
+                over[rank] = False
+                continue
+            obs[rank], rewards[rank], terminated, truncated, info = env.step(int(actions[rank]))
+            life_lost = info.get("life_lost", False)  # ends the segment, but not the game
+            terminal[rank] = terminated or life_lost
+            over[rank] = terminated or truncated
+            if over[rank]:
+                episodes.append(info["episode"])
+        pipe.send(episodes)
 
 
 class WorkerLost(Exception):
@@ -694,14 +686,24 @@ def coordinator(
 # Running it
 
 
-def prepare_worker(seed: int) -> None:
-    """Seeds a worker, and replaces the signal handlers that a fork copies from main."""
+def seed_generators(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
     action_rng.seed(seed)
+
+
+def interrupt(signum: int, frame: object) -> None:
+    """Raises KeyboardInterrupt once. The kernel may repeat its SIGINT, which would cut close()."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def prepare_worker(seed: int) -> None:
+    """Seeds a worker, and replaces the signal handlers that a fork copies from main."""
+    seed_generators(seed)
     # SIGINT is Ctrl-C, and what the kernel sends when main dies (Linux, by PyTorch's request).
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how PyTorch ends the others if one is lost
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # main lets the workers end their segments
@@ -721,7 +723,7 @@ def limit_cleanup() -> Iterator[None]:
     """
     try:
         yield
-    except Exception:
+    except BaseException:  # sys.exit() and KeyboardInterrupt as well
         text = traceback.format_exc()
 
         def end() -> None:
@@ -733,6 +735,22 @@ def limit_cleanup() -> Iterator[None]:
         timer.daemon = True
         timer.start()
         raise
+
+
+def run_worker(
+    index: int, args: Args, seeds: list[int], buffers: Buffers, pipes: list[Connection]
+) -> None:
+    """What a worker's process runs. Closes its environments even if one of them raises.
+
+    Of P processes, the one with this index has the environments of ranks index, index + P, …
+    """
+    prepare_worker(seeds[index])
+    ranks = range(index, args.num_workers, len(pipes))  # num_workers counts environments
+    with contextlib.ExitStack() as stack:
+        stack.callback(end_children)  # after the environments have been closed
+        with limit_cleanup():
+            envs = {rank: stack.enter_context(make_env(args.env_id)) for rank in ranks}
+            step_environments(envs, seeds, buffers, pipes[index])
 
 
 class WorkerLog:
@@ -906,7 +924,9 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
             stream.flush()
             os.fsync(stream.fileno())
         if file.exists():
-            shutil.copyfile(file, run_dir / "checkpoint.prev.pt")
+            previous = run_dir / "checkpoint.prev.part"
+            shutil.copyfile(file, previous)
+            os.replace(previous, run_dir / "checkpoint.prev.pt")
         os.replace(part, file)
     except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
         warn(f"{SCRIPT.name}: cannot write {file} (disk full, or in use?): {error}")
@@ -916,7 +936,7 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
 
 def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
     """Loads a checkpoint, given its path or its run's folder; returns it and the folder."""
-    file = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
+    file = Path(path) / "checkpoint.pt" if os.path.isdir(path) else Path(path)
     try:
         checkpoint = torch.load(file, weights_only=True)
         script, flags = checkpoint["script"], checkpoint["args"]
@@ -972,9 +992,10 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
 
 
 def show(message: str) -> None:
-    """Prints to stdout. A reader that has gone away, such as `head`, does not end the script."""
+    """Prints to stdout in any encoding, even if its reader, such as `head`, has gone away."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     with contextlib.suppress(OSError):
-        print(message, flush=True)
+        print(message.encode(encoding, "replace").decode(encoding), flush=True)
 
 
 def warn(message: str) -> None:
@@ -1015,8 +1036,8 @@ BOUNDS = {  # the smallest and the largest value of each number among the argume
 }
 
 
-def validate_args(args: Args) -> tuple[Args, Network]:
-    """Checks and completes the arguments, seeds the generators, and makes the initial network."""
+def validate_args(args: Args) -> Args:
+    """Checks the arguments, and gives them Python's own types."""
     for name, (low, high) in BOUNDS.items():
         value = getattr(args, name)
         if not low <= value <= high:
@@ -1035,12 +1056,12 @@ def validate_args(args: Args) -> tuple[Args, Network]:
 
     # NumPy's types would make checkpoints that torch.load refuses.
     values = {name: type(default)(getattr(args, name)) for name, default in asdict(Args()).items()}
-    args = replace(args, **values)
+    return replace(args, **values)
 
-    torch.manual_seed(args.seed)
-    np.random.seed(args.seed)
-    random.seed(args.seed)
-    action_rng.seed(args.seed)
+
+def prepare_run(args: Args) -> tuple[Args, Network]:
+    """Seeds all generators, makes the initial network, and fills in the arguments that are 0."""
+    seed_generators(args.seed)
     try:
         with make_env(args.env_id, args.capture_video) as env:
             network = make_network(env, args.init)
@@ -1141,7 +1162,7 @@ def start_workers(args: Args, seeds: list[int], buffers: Buffers, stop: Tensor) 
         pipes = [mp.get_context(method).Pipe() for _ in range(num_processes)]
         coordinator_ends, worker_ends = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
         workers = mp.start_processes(
-            step_environments,
+            run_worker,
             (args, seeds, buffers, worker_ends),
             nprocs=num_processes,
             join=False,
@@ -1170,7 +1191,7 @@ def main(args: Args) -> list[float] | None:
     takes them from the checkpoint. Exits with code 1 if a run is not completed, 2 for bad input,
     and 128 + n after signal n.
     """
-    args, network = validate_args(args)
+    args, network = prepare_run(validate_args(args))
     if args.evaluate:
         checkpoint, run_dir = load_checkpoint(args.evaluate)
         load_params(network, checkpoint, args.evaluate)

@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = [
 #   "torch>=2.6", "numpy>=1.26", "gymnasium>=1.1", "ale-py>=0.11", "opencv-python-headless>=4.10",
-#   "tyro>=0.9", "tensorboard>=2.18", "tqdm>=4.66", "moviepy>=2.1", "pygame-ce>=2.5",
+#   "tyro>=0.9.1", "tensorboard>=2.18", "tqdm>=4.66", "moviepy>=2.1", "pygame-ce>=2.5",
 # ]
 # ///
 """Asynchronous one-step Q-learning (Algorithm 1 of Mnih et al. 2016).
@@ -253,7 +253,9 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
     if is_image(space) and space.shape != (84, 84, 4):
         if space.shape[2:] == (3,):
             env = gym.wrappers.GrayscaleObservation(env)
-        env = gym.wrappers.ResizeObservation(env, (84, 84))
+        # Not ResizeObservation, which fails with one channel before Gymnasium 1.4.
+        screen = gym.spaces.Box(0, 255, (84, 84), np.uint8)
+        env = gym.wrappers.TransformObservation(env, resize, screen)
         env = gym.wrappers.FrameStackObservation(env, 4)
         space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
         env = gym.wrappers.TransformObservation(env, lambda obs: cv2.merge([*obs]), space)
@@ -522,14 +524,24 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
 # Running it
 
 
-def prepare_worker(seed: int) -> None:
-    """Seeds a worker, and replaces the signal handlers that a fork copies from main."""
+def seed_generators(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
     action_rng.seed(seed)
+
+
+def interrupt(signum: int, frame: object) -> None:
+    """Raises KeyboardInterrupt once. The kernel may repeat its SIGINT, which would cut close()."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def prepare_worker(seed: int) -> None:
+    """Seeds a worker, and replaces the signal handlers that a fork copies from main."""
+    seed_generators(seed)
     # SIGINT is Ctrl-C, and what the kernel sends when main dies (Linux, by PyTorch's request).
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how PyTorch ends the others if one is lost
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # main lets the workers end their segments
@@ -549,7 +561,7 @@ def limit_cleanup() -> Iterator[None]:
     """
     try:
         yield
-    except Exception:
+    except BaseException:  # sys.exit() and KeyboardInterrupt as well
         text = traceback.format_exc()
 
         def end() -> None:
@@ -568,11 +580,11 @@ def run_worker(
 ) -> None:
     """What a worker's process runs. Closes the environment even if the worker raises."""
     prepare_worker(seeds[rank])
-    try:
-        with make_env(args.env_id) as env, limit_cleanup():
+    with contextlib.ExitStack() as stack:
+        stack.callback(end_children)  # after the environment has been closed
+        with limit_cleanup():
+            env = stack.enter_context(make_env(args.env_id))
             worker(rank, args, seeds[rank], env, shared, WorkerLog(pipes[rank].send))
-    finally:
-        end_children()
 
 
 class WorkerLog:
@@ -746,7 +758,9 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
             stream.flush()
             os.fsync(stream.fileno())
         if file.exists():
-            shutil.copyfile(file, run_dir / "checkpoint.prev.pt")
+            previous = run_dir / "checkpoint.prev.part"
+            shutil.copyfile(file, previous)
+            os.replace(previous, run_dir / "checkpoint.prev.pt")
         os.replace(part, file)
     except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
         warn(f"{SCRIPT.name}: cannot write {file} (disk full, or in use?): {error}")
@@ -756,7 +770,7 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
 
 def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
     """Loads a checkpoint, given its path or its run's folder; returns it and the folder."""
-    file = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
+    file = Path(path) / "checkpoint.pt" if os.path.isdir(path) else Path(path)
     try:
         checkpoint = torch.load(file, weights_only=True)
         script, flags = checkpoint["script"], checkpoint["args"]
@@ -811,9 +825,10 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
 
 
 def show(message: str) -> None:
-    """Prints to stdout. A reader that has gone away, such as `head`, does not end the script."""
+    """Prints to stdout in any encoding, even if its reader, such as `head`, has gone away."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     with contextlib.suppress(OSError):
-        print(message, flush=True)
+        print(message.encode(encoding, "replace").decode(encoding), flush=True)
 
 
 def warn(message: str) -> None:
@@ -854,8 +869,8 @@ BOUNDS = {  # the smallest and the largest value of each number among the argume
 }
 
 
-def validate_args(args: Args) -> tuple[Args, Network]:
-    """Checks and completes the arguments, seeds the generators, and makes the initial network."""
+def validate_args(args: Args) -> Args:
+    """Checks the arguments, and gives them Python's own types."""
     for name, (low, high) in BOUNDS.items():
         value = getattr(args, name)
         if not low <= value <= high:
@@ -869,12 +884,12 @@ def validate_args(args: Args) -> tuple[Args, Network]:
 
     # NumPy's types would make checkpoints that torch.load refuses.
     values = {name: type(default)(getattr(args, name)) for name, default in asdict(Args()).items()}
-    args = replace(args, **values)
+    return replace(args, **values)
 
-    torch.manual_seed(args.seed)
-    np.random.seed(args.seed)
-    random.seed(args.seed)
-    action_rng.seed(args.seed)
+
+def prepare_run(args: Args) -> tuple[Args, Network]:
+    """Seeds all generators, makes the initial network, and fills in the arguments that are 0."""
+    seed_generators(args.seed)
     try:
         with make_env(args.env_id, args.capture_video) as env:
             network = make_network(env, args.init)
@@ -1038,7 +1053,7 @@ def main(args: Args) -> list[float] | None:
     takes them from the checkpoint. Exits with code 1 if a run is not completed, 2 for bad input,
     and 128 + n after signal n.
     """
-    args, network = validate_args(args)
+    args, network = prepare_run(validate_args(args))
     if args.evaluate:
         checkpoint, run_dir = load_checkpoint(args.evaluate)
         load_params(network, checkpoint, args.evaluate)

@@ -365,9 +365,7 @@ def test_an_a2c_worker_steps_its_share_of_the_environments(monkeypatch):
         answers.append((*(tensor.tolist() for tensor in seen), len(episodes)))
 
     monkeypatch.setattr(a2c.signal, "signal", lambda *arguments: None)
-    a2c.step_environments(
-        1, args, [1] * 4, buffers, [None, SimpleNamespace(recv=receive, send=send)]
-    )
+    a2c.run_worker(1, args, [1] * 4, buffers, [None, SimpleNamespace(recv=receive, send=send)])
     nobody, first = [False] * 4, [False, True, False, False]
     expected = [([0, t, 0, 0], [0, t, 0, 0], nobody, 0) for t in range(7)]
     expected += [([0, 7, 0, 1], [0, 7, 0, 1], first, 1), ([0, 0, 0, 2], [0, 7, 0, 2], nobody, 0)]

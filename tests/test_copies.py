@@ -27,6 +27,7 @@ DIFFERENT = {
     "make_network": BY_OUTPUTS,
     "act": BY_METHOD,
     "Shared": BY_METHOD,
+    "run_worker": BUT_A2C,
     "worker": [{"onestep_q_async"}, {"sarsa_async"}, {"nstep_q_async"}, {"a3c"}],
     "evaluate": BUT_A2C,
     "BOUNDS": BY_METHOD,
@@ -43,9 +44,9 @@ Shared share Buffers step_environments WorkerLost Environments
 sample_final_epsilon anneal_epsilon
 one_step_targets n_step_returns q_loss actor_critic_loss clip_grads
 worker Segments play_segments coordinator
-prepare_worker end_children limit_cleanup run_worker
+seed_generators interrupt prepare_worker end_children limit_cleanup run_worker
 WorkerLog Recorder StopSignals save_checkpoint load_checkpoint evaluate
-show warn flush_output bad_input BOUNDS validate_args
+show warn flush_output bad_input BOUNDS validate_args prepare_run
 start_run claim_run lock resume_command load_params make_buffers start_workers watch num_cores main
 """.split()
 # Lines that git counts as added or removed, at most.

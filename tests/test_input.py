@@ -56,8 +56,8 @@ def refuses(script, capsys, monkeypatch, **flags) -> str:
         ({"env_id": "CartPole-v99"}, "CartPole-v99"),
         ({"env_id": "no_such_module:Env-v0"}, "no_such_module"),
         ({"env_id": "toy_envs:Nonsense-v0"}, "Nonsense"),
-        ({"env_id": "./toy_envs:Nonsense-v0"}, "without its path"),
-        ({"env_id": ":Nonsense-v0"}, "without its path"),
+        ({"env_id": "./toy_envs:Nonsense-v0"}, "not its path"),
+        ({"env_id": ":Nonsense-v0"}, "not its path"),
         ({"env_id": "Pendulum-v1"}, "Discrete"),
         ({"env_id": "FrozenLake-v1"}, "Box"),
         ({"env_id": "toy_envs:Dict-v0"}, "Box"),
@@ -176,7 +176,7 @@ def test_what_0_stands_for(script):
     if script.__name__ not in ("nstep_q_async", "a2c"):
         names += ["rms_alpha"]
     chosen = [
-        script.validate_args(script.Args(env_id=env_id))[0]
+        script.prepare_run(script.Args(env_id=env_id))[0]
         for env_id in ("CartPole-v1", "toy_envs:Square-v0")
     ]
     for name in names:
@@ -184,7 +184,7 @@ def test_what_0_stands_for(script):
         flat, image = (getattr(args, name) for args in chosen)
         assert 0 < flat != image > 0
         given = 0.7 if name == "rms_alpha" else 7
-        kept = script.validate_args(script.Args(env_id="CartPole-v1", **{name: given}))[0]
+        kept = script.prepare_run(script.Args(env_id="CartPole-v1", **{name: given}))[0]
         assert getattr(kept, name) == given
 
 
@@ -220,7 +220,7 @@ def test_all_generators_are_seeded(script, monkeypatch, of_main):
     drawn = []
     for seed in (1, 1, 2):
         args = script.Args(env_id="CartPole-v1", seed=seed)
-        script.validate_args(args) if of_main else script.prepare_worker(seed)
+        script.prepare_run(args) if of_main else script.prepare_worker(seed)
         own = script.action_rng.random()
         drawn.append((torch.rand(1).item(), np.random.rand(), random.random(), own))
     assert drawn[0] == drawn[1]
@@ -286,6 +286,13 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(
     unreadable = damage in ("empty", "text", "cut off", "a state_dict")
     assert ("try checkpoint.prev.pt" in line) == unreadable and "weights_only" not in line
     assert {file: file.read_bytes() for file in run_dir.iterdir()} == before
+
+
+@OF_ONE
+@pytest.mark.parametrize("flag", ["resume", "evaluate"])
+def test_a_path_that_cannot_be_is_refused(script, capsys, monkeypatch, flag):
+    line = refuses(script, capsys, monkeypatch, **{flag: "a" * 300})
+    assert "is no checkpoint" in line
 
 
 @OF_ONE

@@ -157,16 +157,16 @@ def test_a_custom_network_gets_initial_weights_and_defaults(script, monkeypatch)
             self.mix = torch.nn.Linear(256, 256, bias=False)
 
     args = script.Args(env_id="toy_envs:Square-v0")
-    defaults, _ = script.validate_args(args)
+    defaults, _ = script.prepare_run(args)
     monkeypatch.setattr(script, "ImageNetwork", Normalized)
-    _, network = script.validate_args(args)
+    _, network = script.prepare_run(args)
     assert (network.norm.weight == 1).all()
     product = network.mix.weight @ network.mix.weight.T
     torch.testing.assert_close(product / 2, torch.eye(256), atol=1e-5, rtol=0)
 
     make = script.make_network
     monkeypatch.setattr(script, "make_network", lambda *args: torch.nn.Sequential(make(*args)))
-    assert script.validate_args(args)[0] == defaults
+    assert script.prepare_run(args)[0] == defaults
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "toy_envs:Square-v0"])
@@ -259,7 +259,7 @@ def test_each_episode_of_an_evaluation_has_its_own_seed(script, monkeypatch, tmp
         return reset(env, seed=seed, options=options)
 
     args = script.Args(env_id="toy_envs:Terminates-v0", seed=7, eval_episodes=3)
-    args, network = script.validate_args(args)
+    args, network = script.prepare_run(args)
     monkeypatch.setattr(toy_envs.Count, "reset", recorded)
     assert len(script.evaluate(args, network, tmp_path)) == 3
     assert seeds == [args.seed, args.seed + 1, args.seed + 2]
@@ -267,7 +267,7 @@ def test_each_episode_of_an_evaluation_has_its_own_seed(script, monkeypatch, tmp
 
 def test_an_evaluation_plays_until_the_end(script, tmp_path):
     args = script.Args(env_id="toy_envs:CountsEpisodes-v0", eval_episodes=3)
-    args, network = script.validate_args(args)
+    args, network = script.prepare_run(args)
     assert script.evaluate(args, network, tmp_path) == [sum(range(1, 8))] * 3
 
 

@@ -112,6 +112,15 @@ def test_a_killed_main_takes_any_worker_along(script, launch, kind, background):
     assert run.ends()[0] == -signal.SIGKILL
 
 
+@OF_TWO
+def test_a_killed_main_lets_the_environments_close(script, launch):
+    run = launch(script, *FOREVER, "toy_envs:ClosesSlowly-v0")
+    workers = run.workers()
+    os.kill(run.pid, signal.SIGKILL)
+    run.ends()
+    assert all((run.started / f"{pid} is closed").exists() for pid in workers)
+
+
 @OF_FEW
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_an_environment_that_exits_ends_the_run(script, launch, num_workers):
@@ -289,10 +298,18 @@ def test_an_environment_that_raises_is_told_even_if_it_has_left_a_process(script
 
 @OF_TWO
 @pytest.mark.slow
-def test_an_environment_that_raises_is_told_even_if_it_hangs_in_close(script, launch):
-    run = launch(script, *FOREVER, "toy_envs:CrashesAndHangs-v0")
+@pytest.mark.parametrize(
+    "kind, where, error",
+    [
+        ("CrashesAndHangs", "in step", "ArithmeticError"),
+        ("CrashesWhenMade", "in __init__", "ArithmeticError"),
+        ("ExitsWithThread", "in reward", "SystemExit"),
+    ],
+)
+def test_an_environment_that_raises_is_told_even_if_it_hangs(script, launch, kind, where, error):
+    run = launch(script, *FOREVER, f"toy_envs:{kind}-v0")
     code, _, err = run.ends()
-    assert code == 1 and "in step" in err and "ArithmeticError: the toy is broken" in err
+    assert code == 1 and where in err and f"{error}: the toy is broken" in err
     assert how_to_continue(script, run) in err
 
 
@@ -482,7 +499,7 @@ def test_resuming_restores_what_was_saved(script, trained, tmp_path, name):
     run_dir = shutil.copytree(trained, tmp_path / "run")
     before = checkpoint(run_dir)
     flags = dict(env_id="toy_envs:Terminates-v0", num_workers=3, seed=9)
-    args, network = script.validate_args(script.Args(resume=str(run_dir / name), **flags))
+    args, network = script.prepare_run(script.Args(resume=str(run_dir / name), **flags))
     shared, folder = script.start_run(args, network)
     script.save_checkpoint(shared, args, folder)
     after = checkpoint(run_dir)
@@ -515,6 +532,24 @@ def test_the_checkpoint_before_is_kept(script, trained, tmp_path):
     before, after = checkpoint(run_dir, "checkpoint.prev.pt"), checkpoint(run_dir)
     assert before["steps"].sum() == checkpoint(trained)["steps"].sum() < after["steps"].sum()
     assert_usable(run_dir, "checkpoint.prev.pt")
+
+
+@OF_ONE
+def test_the_checkpoint_before_is_kept_if_it_cannot_be_replaced(
+    script, trained, tmp_path, monkeypatch
+):
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    train(script, tmp_path, total_timesteps=4500, resume=str(run_dir))
+    before = (run_dir / "checkpoint.prev.pt").read_bytes()
+
+    def copy_a_part(source, target):
+        Path(target).write_bytes(Path(source).read_bytes()[:1000])
+        full_disk()
+
+    monkeypatch.setattr(script.shutil, "copyfile", copy_a_part)
+    train(script, tmp_path, code=1, total_timesteps=5000, resume=str(run_dir))
+    assert (run_dir / "checkpoint.prev.pt").read_bytes() == before
+    assert_usable(run_dir)
 
 
 @OF_FEW
@@ -613,6 +648,14 @@ def test_a_log_goes_on_when_the_disk_has_space_again(script, tmp_path, monkeypat
     recorder.log((3, {"charts/SPS": 2.0}))
     recorder.writer.close()
     assert scalars(tmp_path, "charts/SPS") == [(3, 2.0)]
+
+
+@OF_ONE
+def test_output_of_any_encoding(script, monkeypatch):
+    ascii_output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_output)
+    script.show("return 9 ± 1")
+    assert ascii_output.buffer.getvalue() == b"return 9 ? 1\n"
 
 
 @OF_ONE

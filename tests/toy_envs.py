@@ -235,6 +235,29 @@ class CrashesWithThread(Crashes):
         self.closed.set()
 
 
+class CrashesWhenMade(Count):
+    """Crashes in a worker as it is made, while its thread goes on; main can make it."""
+
+    def __init__(self):
+        super().__init__()
+        if os.getpgrp() != os.getpid():
+            threading.Thread(target=time.sleep, args=(3600,)).start()
+            raise ArithmeticError("the toy is broken")
+
+
+class ExitsWithThread(Count):
+    def reward(self, action):
+        threading.Thread(target=time.sleep, args=(3600,)).start()
+        sys.exit("the toy is broken")
+
+
+class ClosesSlowly(Told):
+    def close(self):
+        if self.steps:
+            time.sleep(1)
+            Path(os.environ["TOY_DIR"], f"{os.getpid()} is closed").touch()
+
+
 class Halves(Count):
     """Observes whole numbers at first, as its space declares, but then 0.5, 1.0, 1.5 and so on."""
 
@@ -355,6 +378,9 @@ for kind in Matrix, Board, SmallBoard, Scalar, Dict, Halves:
     register(kind.__name__, kind)
 register("StartsProcess", StartsProcess)
 register("CrashesAndHangs", CrashesAndHangs)
+register("CrashesWhenMade", CrashesWhenMade)
+register("ExitsWithThread", ExitsWithThread)
+register("ClosesSlowly", ClosesSlowly)
 register("IgnoresSignals", IgnoresSignals)
 register("LeavesProcess", LeavesProcess)
 register("CrashesBesideProcess", CrashesBesideProcess)
