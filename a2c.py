@@ -344,7 +344,7 @@ def act(network: Network, obs: Tensor) -> list[int]:
     """Draws an action from π(·|s) for each observation. Raises FloatingPointError if π is NaN."""
     logits, _ = network(obs)  # (B, num_actions)
     rows = logits.softmax(1).tolist()
-    if any(math.isnan(probs[0]) for probs in rows):  # then all of a row are
+    if any(math.isnan(probs[0]) for probs in rows):  # one NaN makes its whole row NaN
         raise FloatingPointError("π is NaN: look for NaN or huge values in observations")
     return [action_rng.choices(range(len(probs)), probs)[0] for probs in rows]
 
@@ -413,7 +413,7 @@ class Buffers:
         self.obs = torch.from_numpy(obs).share_memory_()
         self.actions = torch.zeros(num_workers, dtype=torch.int64).share_memory_()
         self.rewards = torch.zeros(num_workers, dtype=torch.float64).share_memory_()
-        self.terminal = torch.zeros(num_workers, dtype=torch.bool).share_memory_()  # so R = 0
+        self.terminal = torch.zeros(num_workers, dtype=torch.bool).share_memory_()  # so R_t = 0
         self.over = torch.zeros(num_workers, dtype=torch.bool).share_memory_()  # needs a reset
 
 
@@ -487,7 +487,7 @@ class Environments:
         Raises WorkerLost.
         """
         episodes = []
-        polls_left = 50  # after a signal, for all processes together; each takes 0.2 seconds
+        polls_left = 25  # after a signal, for all processes together; each takes 0.2 seconds
         for pipe in self.pipes:
             try:
                 while not pipe.poll(timeout=0.2):
@@ -694,7 +694,7 @@ def seed_generators(seed: int) -> None:
 
 
 def interrupt(signum: int, frame: object) -> None:
-    """Raises KeyboardInterrupt once. The kernel may repeat its SIGINT, which would cut close()."""
+    """Raises KeyboardInterrupt once: the kernel may repeat its SIGINT, and cut close() short."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
@@ -702,7 +702,8 @@ def interrupt(signum: int, frame: object) -> None:
 def prepare_worker(seed: int) -> None:
     """Seeds a worker, and replaces the signal handlers that a fork copies from main."""
     seed_generators(seed)
-    # SIGINT is Ctrl-C, and what the kernel sends when main dies (Linux, by PyTorch's request).
+    # SIGINT is Ctrl-C, and what the kernel sends when main dies (on Linux, by PyTorch's request,
+    # but not under forkserver).
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how PyTorch ends the others if one is lost
     if hasattr(signal, "SIGHUP"):
@@ -710,28 +711,32 @@ def prepare_worker(seed: int) -> None:
 
 
 def end_children() -> None:
-    """Kills what an environment has left running: at its exit, Python would wait for its end."""
+    """Kills the processes that an environment has left: Python would wait for them at exit."""
     for process in mp.active_children():
         process.kill()
 
 
 @contextlib.contextmanager
 def limit_cleanup() -> Iterator[None]:
-    """Once the block has raised, gives the process 10 seconds to clean up, and then ends it.
+    """Once the block has raised, gives the process some seconds to clean up, and then ends it.
 
     A close() or a thread of the environment may hang, and main would never get the traceback.
     """
     try:
         yield
-    except BaseException:  # sys.exit() and KeyboardInterrupt as well
+    except BaseException as error:  # sys.exit() and KeyboardInterrupt as well
         text = traceback.format_exc()
+        # After a Ctrl-C, main kills what hangs within 10 seconds, unless it has been killed.
+        seconds = 15 if isinstance(error, KeyboardInterrupt) else 10
 
         def end() -> None:
-            end_children()
-            print(text, file=sys.stderr, flush=True)
-            os._exit(1)
+            try:
+                end_children()
+                print(text, file=sys.stderr, flush=True)
+            finally:  # even if nobody reads stderr any more
+                os._exit(1)
 
-        timer = threading.Timer(10, end)
+        timer = threading.Timer(seconds, end)
         timer.daemon = True
         timer.start()
         raise
@@ -795,7 +800,7 @@ class Recorder:
     """Writes the log and checkpoints of a run, and shows its progress, as a bar or in lines."""
 
     def __init__(self, shared: Shared, args: Args, run_dir: Path, start: int):
-        """Opens the log, and the bar at the T of now. `start` is T before the workers started."""
+        """Opens the log, and the bar at the current T. `start` is T before the workers started."""
         self.shared = shared
         self.args = args
         self.run_dir = run_dir
@@ -936,7 +941,7 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
 
 def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
     """Loads a checkpoint, given its path or its run's folder; returns it and the folder."""
-    file = Path(path) / "checkpoint.pt" if os.path.isdir(path) else Path(path)
+    file = Path(path) / "checkpoint.pt" if os.path.isdir(path) else Path(path)  # is_dir may raise
     try:
         checkpoint = torch.load(file, weights_only=True)
         script, flags = checkpoint["script"], checkpoint["args"]
@@ -958,9 +963,9 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
 
 
 def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
-    """Plays full episodes with act(); prints and returns their returns, of unclipped rewards."""
+    """Plays full episodes with act(); prints and returns their unclipped returns."""
     env = make_env(args.env_id, args.capture_video)
-    # In steps, as an episode might never end; or the environment's own limit, if that is longer.
+    # In steps, since an episode might never end. A longer limit of the environment's own holds.
     limit = max(100_000, (env.spec and env.spec.max_episode_steps) or 0)
     if args.capture_video:
         try:
@@ -992,7 +997,7 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
 
 
 def show(message: str) -> None:
-    """Prints to stdout in any encoding, even if its reader, such as `head`, has gone away."""
+    """Prints to stdout, whatever its encoding, even if a reader such as `head` has gone away."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     with contextlib.suppress(OSError):
         print(message.encode(encoding, "replace").decode(encoding), flush=True)
@@ -1137,12 +1142,13 @@ def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None
 
 
 def make_buffers(args: Args) -> Buffers:
-    """Makes the buffers, with room for observations as the environment returns them."""
+    """Makes the buffers, for observations of the shape that the environment returns."""
     with make_env(args.env_id) as env:
         obs = np.asarray(env.reset()[0])
 
-    # The network takes all but images as float32; uint8 images it divides by 255.
-    dtype = obs.dtype if obs.shape == (84, 84, 4) else np.dtype(np.float32)
+    # The network divides uint8 images by 255, and takes all else as floats.
+    uint8_images = obs.dtype == np.uint8 and obs.shape == (84, 84, 4)
+    dtype = np.dtype(np.uint8 if uint8_images else np.float32)
     return Buffers(obs.shape, dtype, args.num_workers)
 
 
@@ -1223,7 +1229,10 @@ def main(args: Args) -> list[float] | None:
             envs.close()
             lost = False
         except WorkerLost:
-            if not signals.signum:
+            if signals.signum:  # a terminal's Ctrl-C also reaches the workers: let them close
+                with contextlib.suppress(WorkerLost):
+                    envs.close()
+            else:
                 warn(f"{SCRIPT.name}: a worker was lost: {envs.why_lost()}")
         except FloatingPointError as error:
             warn(f"{SCRIPT.name}: error: {error}")

@@ -339,7 +339,7 @@ def act(network: Network, obs: np.ndarray) -> int:
     """Draws an action from π(·|s). Raises FloatingPointError if π is NaN."""
     logits, _ = network(torch.as_tensor(obs)[None])  # (1, num_actions)
     probs = logits[0].softmax(0).tolist()
-    if math.isnan(probs[0]):  # then all of them are
+    if math.isnan(probs[0]):  # one NaN makes all of them NaN
         raise FloatingPointError("π is NaN: look for NaN or huge values in observations")
     return action_rng.choices(range(len(probs)), probs)[0]
 
@@ -525,7 +525,7 @@ def seed_generators(seed: int) -> None:
 
 
 def interrupt(signum: int, frame: object) -> None:
-    """Raises KeyboardInterrupt once. The kernel may repeat its SIGINT, which would cut close()."""
+    """Raises KeyboardInterrupt once: the kernel may repeat its SIGINT, and cut close() short."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
@@ -533,7 +533,8 @@ def interrupt(signum: int, frame: object) -> None:
 def prepare_worker(seed: int) -> None:
     """Seeds a worker, and replaces the signal handlers that a fork copies from main."""
     seed_generators(seed)
-    # SIGINT is Ctrl-C, and what the kernel sends when main dies (Linux, by PyTorch's request).
+    # SIGINT is Ctrl-C, and what the kernel sends when main dies (on Linux, by PyTorch's request,
+    # but not under forkserver).
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how PyTorch ends the others if one is lost
     if hasattr(signal, "SIGHUP"):
@@ -541,28 +542,32 @@ def prepare_worker(seed: int) -> None:
 
 
 def end_children() -> None:
-    """Kills what an environment has left running: at its exit, Python would wait for its end."""
+    """Kills the processes that an environment has left: Python would wait for them at exit."""
     for process in mp.active_children():
         process.kill()
 
 
 @contextlib.contextmanager
 def limit_cleanup() -> Iterator[None]:
-    """Once the block has raised, gives the process 10 seconds to clean up, and then ends it.
+    """Once the block has raised, gives the process some seconds to clean up, and then ends it.
 
     A close() or a thread of the environment may hang, and main would never get the traceback.
     """
     try:
         yield
-    except BaseException:  # sys.exit() and KeyboardInterrupt as well
+    except BaseException as error:  # sys.exit() and KeyboardInterrupt as well
         text = traceback.format_exc()
+        # After a Ctrl-C, main kills what hangs within 10 seconds, unless it has been killed.
+        seconds = 15 if isinstance(error, KeyboardInterrupt) else 10
 
         def end() -> None:
-            end_children()
-            print(text, file=sys.stderr, flush=True)
-            os._exit(1)
+            try:
+                end_children()
+                print(text, file=sys.stderr, flush=True)
+            finally:  # even if nobody reads stderr any more
+                os._exit(1)
 
-        timer = threading.Timer(10, end)
+        timer = threading.Timer(seconds, end)
         timer.daemon = True
         timer.start()
         raise
@@ -622,7 +627,7 @@ class Recorder:
     """Writes the log and checkpoints of a run, and shows its progress, as a bar or in lines."""
 
     def __init__(self, shared: Shared, args: Args, run_dir: Path, start: int):
-        """Opens the log, and the bar at the T of now. `start` is T before the workers started."""
+        """Opens the log, and the bar at the current T. `start` is T before the workers started."""
         self.shared = shared
         self.args = args
         self.run_dir = run_dir
@@ -763,7 +768,7 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
 
 def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
     """Loads a checkpoint, given its path or its run's folder; returns it and the folder."""
-    file = Path(path) / "checkpoint.pt" if os.path.isdir(path) else Path(path)
+    file = Path(path) / "checkpoint.pt" if os.path.isdir(path) else Path(path)  # is_dir may raise
     try:
         checkpoint = torch.load(file, weights_only=True)
         script, flags = checkpoint["script"], checkpoint["args"]
@@ -785,9 +790,9 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
 
 
 def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
-    """Plays full episodes with act(); prints and returns their returns, of unclipped rewards."""
+    """Plays full episodes with act(); prints and returns their unclipped returns."""
     env = make_env(args.env_id, args.capture_video)
-    # In steps, as an episode might never end; or the environment's own limit, if that is longer.
+    # In steps, since an episode might never end. A longer limit of the environment's own holds.
     limit = max(100_000, (env.spec and env.spec.max_episode_steps) or 0)
     if args.capture_video:
         try:
@@ -818,7 +823,7 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
 
 
 def show(message: str) -> None:
-    """Prints to stdout in any encoding, even if its reader, such as `head`, has gone away."""
+    """Prints to stdout, whatever its encoding, even if a reader such as `head` has gone away."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     with contextlib.suppress(OSError):
         print(message.encode(encoding, "replace").decode(encoding), flush=True)

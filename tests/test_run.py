@@ -113,10 +113,15 @@ def test_a_killed_main_takes_any_worker_along(script, launch, kind, background):
 
 
 @OF_TWO
-def test_a_killed_main_lets_the_environments_close(script, launch):
+@pytest.mark.parametrize(
+    "kill, signum",
+    [(os.kill, signal.SIGKILL), (os.killpg, signal.SIGINT), (os.kill, signal.SIGINT)],
+    ids=["main is killed", "Ctrl-C in a terminal", "SIGINT to main"],
+)
+def test_environments_may_take_seconds_to_close(script, launch, kill, signum):
     run = launch(script, *FOREVER, "toy_envs:ClosesSlowly-v0")
     workers = run.workers()
-    os.kill(run.pid, signal.SIGKILL)
+    kill(run.pid, signum)
     run.ends()
     assert all((run.started / f"{pid} is closed").exists() for pid in workers)
 

@@ -28,7 +28,7 @@ PROBS = """    logits, _ = network(torch.as_tensor(obs)[None])  # (1, num_action
 PROBS_WITH_GRAPH = """    outputs.append(network(torch.as_tensor(obs)[None]))
     probs = outputs[-1][0][0].softmax(0).tolist()
 """
-DRAW = """    if math.isnan(probs[0]):  # then all of them are
+DRAW = """    if math.isnan(probs[0]):  # one NaN makes all of them NaN
         raise FloatingPointError("π is NaN: look for NaN or huge values in observations")
     return action_rng.choices(range(len(probs)), probs)[0]
 """
