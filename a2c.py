@@ -726,7 +726,7 @@ def limit_cleanup() -> Iterator[None]:
         yield
     except BaseException as error:  # sys.exit() and KeyboardInterrupt as well
         text = traceback.format_exc()
-        # After a Ctrl-C, main kills what hangs within 10 seconds, unless it has been killed.
+        # After a Ctrl-C, main, if it lives, kills hanging workers within 10 seconds.
         seconds = 15 if isinstance(error, KeyboardInterrupt) else 10
 
         def end() -> None:

@@ -571,7 +571,7 @@ def limit_cleanup() -> Iterator[None]:
         yield
     except BaseException as error:  # sys.exit() and KeyboardInterrupt as well
         text = traceback.format_exc()
-        # After a Ctrl-C, main kills what hangs within 10 seconds, unless it has been killed.
+        # After a Ctrl-C, main, if it lives, kills hanging workers within 10 seconds.
         seconds = 15 if isinstance(error, KeyboardInterrupt) else 10
 
         def end() -> None:
@@ -1015,7 +1015,7 @@ def watch(
 ) -> bool:
     """Records the run until all workers have ended; returns whether one was lost.
 
-    Returns earlier if a worker hangs, or has exited before the end of the run.
+    A worker that hangs, or exits before the end of the run, counts as lost, and is not waited for.
     """
     deadline = math.inf  # by which the workers must have ended, once it is set
     all_ended = worker_lost = False
