@@ -41,6 +41,8 @@ SETTINGS = "script", "game", "learning_rate", "rms_alpha", "rms_eps", "q_gain"
 MEASURED = "step", "conv1", "conv2", "hidden", "spread"
 STOP_AFTER = 150_000  # agent steps
 GAIN = "q.weight, gain=0.01"
+SCALED = "            x = x / 255\n"
+CENTRED = SCALED + "            x = x - x.mean((1, 2, 3), keepdim=True)\n"
 RUNS = [
     ("nstep_q_async", "Pong", "1.75e-4", "0.9994", "6e-7", "0.01"),
     ("nstep_q_async", "Pong", "5e-5", "0.9994", "6e-7", "0.01"),
@@ -118,12 +120,18 @@ def measure_trained() -> None:
             writer.writerow((name, env_id, int(checkpoint["steps"].sum()), *figures))
 
 
-def watch(run_settings: tuple[str, ...]) -> list[tuple]:
-    """Makes one run, and returns a row for each of its checkpoints."""
+def watch(run_settings: tuple[str, ...], centred: bool = False) -> list[tuple]:
+    """Makes one run, and returns a row for each of its checkpoints.
+
+    centred: whether the network subtracts the mean of every image from it.
+    """
     rows: list[tuple] = []
     name, game, learning_rate, rms_alpha, rms_eps, q_gain = run_settings
     env_id = f"{game}NoFrameskip-v4"
     network, states = network_and_screens(name, env_id)
+    if centred:  # a network takes float images as they are
+        states = states / 255
+        states = states - states.mean((1, 2, 3), keepdim=True)
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--env-id", env_id, "--checkpoint-interval", "5"]
         flags += ["--learning-rate", learning_rate, "--rms-alpha", rms_alpha, "--rms-eps", rms_eps]
@@ -131,6 +139,9 @@ def watch(run_settings: tuple[str, ...]) -> list[tuple]:
         if q_gain:
             assert text.count(GAIN) == 1, f"{name}.py has changed: {GAIN!r} is not in it"
             text = text.replace(GAIN, f"q.weight, gain={q_gain}")
+        if centred:
+            assert text.count(SCALED) == 1, f"{name}.py has changed: {SCALED!r} is not in it"
+            text = text.replace(SCALED, CENTRED)
         copy = Path(folder) / f"{name}.py"
         copy.write_text(text)
         command = [sys.executable, str(copy), *flags, "--log-dir", folder]
