@@ -194,7 +194,7 @@ def is_image(space: gym.spaces.Box) -> bool:
     """Whether observations are images: uint8, 0 to 255, sides of at least 32.
 
     Raises UnsupportedEnvironment if an image's channels come first, or if it is neither gray nor
-    RGB nor a stack of (84, 84, 4).
+    RGB.
     """
     shape = space.shape
     if space.dtype != np.uint8 or len(shape) not in (2, 3):
@@ -205,7 +205,7 @@ def is_image(space: gym.spaces.Box) -> bool:
         raise UnsupportedEnvironment(f"an image needs its channels last, not {shape}")
     if min(shape[:2]) < 32:
         return False
-    if shape[2:] not in [(), (1,), (3,)] and shape != (84, 84, 4):
+    if shape[2:] not in [(), (1,), (3,)]:
         raise UnsupportedEnvironment(f"an image needs 1 or 3 channels, not {shape}")
     return True
 
@@ -252,7 +252,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
         env = gym.wrappers.RecordEpisodeStatistics(Atari(env))  # of unclipped rewards
         return gym.wrappers.TransformReward(env, lambda reward: float(np.sign(float(reward))))
 
-    if is_image(space) and space.shape != (84, 84, 4):
+    if space.shape != (84, 84, 4) and is_image(space):
         if space.shape[2:] == (3,):
             env = gym.wrappers.GrayscaleObservation(env)
         # Not ResizeObservation, which fails with one channel before Gymnasium 1.4.
@@ -315,14 +315,12 @@ Network = ImageNetwork | FlatNetwork
 
 def make_network(env: gym.Env, init: str) -> Network:
     """A network for the environment's observations, with initial weights as --init says."""
-    assert isinstance(env.observation_space, gym.spaces.Box)
-    assert isinstance(env.action_space, gym.spaces.Discrete)
-    num_actions = int(env.action_space.n)
+    num_actions = gym.spaces.flatdim(env.action_space)
     network: Network
     if env.observation_space.shape == (84, 84, 4):
         network = ImageNetwork(num_actions)
     else:
-        network = FlatNetwork(math.prod(env.observation_space.shape), num_actions)
+        network = FlatNetwork(gym.spaces.flatdim(env.observation_space), num_actions)
 
     if init == "orthogonal":  # else PyTorch's default, which the authors used
         for layer in network.modules():
@@ -763,29 +761,24 @@ class WorkerLog:
 
     def __init__(self, send: Callable[[Any], None]):
         self.send = send
-        self.stats: list[dict[str, float]] = []
-        self.estimates: list[Tensor] = []
-        self.targets: list[Tensor] = []
+        self.updates: list[tuple[dict[str, float], Tensor, Tensor]] = []
 
     def update(
         self, step: int, stats: dict[str, float], estimates: Tensor, targets: Tensor
     ) -> None:
         """Adds an update. Estimates of V or Q and their targets, (t,), give explained variance."""
-        self.stats.append(stats)
-        self.estimates.append(estimates.detach())
-        self.targets.append(targets)
-        if len(self.stats) < 100:
+        self.updates.append((stats, estimates.detach(), targets))
+        if len(self.updates) < 100:
             return
 
-        means = {tag: float(np.mean([update[tag] for update in self.stats])) for tag in stats}
-        all_targets = torch.cat(self.targets)
-        errors = all_targets - torch.cat(self.estimates)
-        if all_targets.var() > 0:
-            means["losses/explained_variance"] = 1 - float(errors.var() / all_targets.var())
+        all_stats, all_estimates, all_targets = zip(*self.updates, strict=True)
+        self.updates.clear()
+        means = {tag: float(np.mean([stats[tag] for stats in all_stats])) for tag in stats}
+        targets = torch.cat(all_targets)
+        errors = targets - torch.cat(all_estimates)
+        if targets.var() > 0:
+            means["losses/explained_variance"] = 1 - float(errors.var() / targets.var())
         self.send((step, means))
-        self.stats.clear()
-        self.estimates.clear()
-        self.targets.clear()
 
     def episode(self, step: int, episode: dict[str, Any]) -> None:
         """Passes on the return ("r", unclipped) and the length ("l", in steps) of an episode."""
@@ -1126,13 +1119,6 @@ def lock(file: TextIO) -> None:
         pass
 
 
-def resume_command(run_dir: Path) -> str:
-    """The command that continues the run, to be given in the current directory."""
-    script = SCRIPT.name if Path(SCRIPT.name).exists() else SCRIPT.as_posix()
-    # shlex would put backslashes in single quotes, which cmd.exe does not know: hence the slashes.
-    return shlex.join(["python", script, "--resume", run_dir.as_posix()])
-
-
 def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None:
     """Loads θ into the network. It is bad input if the shapes differ."""
     try:
@@ -1244,7 +1230,9 @@ def main(args: Args) -> list[float] | None:
             saved = save_checkpoint(shared, args, run_dir)
             complete = saved and int(shared.steps.sum()) >= args.total_timesteps
             if not complete and (run_dir / "checkpoint.pt").exists():
-                warn(f"to continue: {resume_command(run_dir)}")
+                # Slashes: shlex would put backslashes in quotes, which cmd.exe does not know.
+                command = ["python", SCRIPT.as_posix(), "--resume", run_dir.as_posix()]
+                warn(f"to continue: {shlex.join(command)}")
 
     if lost or not complete:
         sys.exit(128 + signals.signum if signals.signum else 1)

@@ -192,7 +192,7 @@ def is_image(space: gym.spaces.Box) -> bool:
     """Whether observations are images: uint8, 0 to 255, sides of at least 32.
 
     Raises UnsupportedEnvironment if an image's channels come first, or if it is neither gray nor
-    RGB nor a stack of (84, 84, 4).
+    RGB.
     """
     shape = space.shape
     if space.dtype != np.uint8 or len(shape) not in (2, 3):
@@ -203,7 +203,7 @@ def is_image(space: gym.spaces.Box) -> bool:
         raise UnsupportedEnvironment(f"an image needs its channels last, not {shape}")
     if min(shape[:2]) < 32:
         return False
-    if shape[2:] not in [(), (1,), (3,)] and shape != (84, 84, 4):
+    if shape[2:] not in [(), (1,), (3,)]:
         raise UnsupportedEnvironment(f"an image needs 1 or 3 channels, not {shape}")
     return True
 
@@ -250,7 +250,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
         env = gym.wrappers.RecordEpisodeStatistics(Atari(env))  # of unclipped rewards
         return gym.wrappers.TransformReward(env, lambda reward: float(np.sign(float(reward))))
 
-    if is_image(space) and space.shape != (84, 84, 4):
+    if space.shape != (84, 84, 4) and is_image(space):
         if space.shape[2:] == (3,):
             env = gym.wrappers.GrayscaleObservation(env)
         # Not ResizeObservation, which fails with one channel before Gymnasium 1.4.
@@ -308,15 +308,13 @@ Network = ImageNetwork | FlatNetwork
 
 def make_network(env: gym.Env, init: str) -> Network:
     """A network for the environment's observations; --init sets the initial weights for images."""
-    assert isinstance(env.observation_space, gym.spaces.Box)
-    assert isinstance(env.action_space, gym.spaces.Discrete)
-    num_actions = int(env.action_space.n)
+    num_actions = gym.spaces.flatdim(env.action_space)
     images = env.observation_space.shape == (84, 84, 4)
     network: Network
     if images:
         network = ImageNetwork(num_actions)
     else:
-        network = FlatNetwork(math.prod(env.observation_space.shape), num_actions)
+        network = FlatNetwork(gym.spaces.flatdim(env.observation_space), num_actions)
 
     if init == "orthogonal" and images:  # else PyTorch's default, which the authors used
         for layer in network.modules():
@@ -597,29 +595,24 @@ class WorkerLog:
 
     def __init__(self, send: Callable[[Any], None]):
         self.send = send
-        self.stats: list[dict[str, float]] = []
-        self.estimates: list[Tensor] = []
-        self.targets: list[Tensor] = []
+        self.updates: list[tuple[dict[str, float], Tensor, Tensor]] = []
 
     def update(
         self, step: int, stats: dict[str, float], estimates: Tensor, targets: Tensor
     ) -> None:
         """Adds an update. Estimates of V or Q and their targets, (t,), give explained variance."""
-        self.stats.append(stats)
-        self.estimates.append(estimates.detach())
-        self.targets.append(targets)
-        if len(self.stats) < 100:
+        self.updates.append((stats, estimates.detach(), targets))
+        if len(self.updates) < 100:
             return
 
-        means = {tag: float(np.mean([update[tag] for update in self.stats])) for tag in stats}
-        all_targets = torch.cat(self.targets)
-        errors = all_targets - torch.cat(self.estimates)
-        if all_targets.var() > 0:
-            means["losses/explained_variance"] = 1 - float(errors.var() / all_targets.var())
+        all_stats, all_estimates, all_targets = zip(*self.updates, strict=True)
+        self.updates.clear()
+        means = {tag: float(np.mean([stats[tag] for stats in all_stats])) for tag in stats}
+        targets = torch.cat(all_targets)
+        errors = targets - torch.cat(all_estimates)
+        if targets.var() > 0:
+            means["losses/explained_variance"] = 1 - float(errors.var() / targets.var())
         self.send((step, means))
-        self.stats.clear()
-        self.estimates.clear()
-        self.targets.clear()
 
     def episode(self, step: int, episode: dict[str, Any]) -> None:
         """Passes on the return ("r", unclipped) and the length ("l", in steps) of an episode."""
@@ -954,13 +947,6 @@ def lock(file: TextIO) -> None:
         pass
 
 
-def resume_command(run_dir: Path) -> str:
-    """The command that continues the run, to be given in the current directory."""
-    script = SCRIPT.name if Path(SCRIPT.name).exists() else SCRIPT.as_posix()
-    # shlex would put backslashes in single quotes, which cmd.exe does not know: hence the slashes.
-    return shlex.join(["python", script, "--resume", run_dir.as_posix()])
-
-
 def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None:
     """Loads θ into the network. It is bad input if the shapes differ."""
     try:
@@ -1011,8 +997,7 @@ def watch(
     A worker that hangs, or exits before the end of the run, counts as lost, and is not waited for.
     """
     deadline = math.inf  # by which the workers must have ended, once it is set
-    all_ended = worker_lost = False
-    while not all_ended:
+    while True:
         exit_codes = [process.exitcode for process in workers.processes]
         failures = [f"exit code {code}" for code in exit_codes if code]
         try:
@@ -1020,10 +1005,6 @@ def watch(
             all_ended = workers.join(timeout=0.2) or None not in exit_codes
         except Exception as error:  # with the worker's traceback, or its signal
             failures = [str(error)]
-        if failures:
-            all_ended = worker_lost = True  # join has ended the others, or main will
-            if not signals.signum:
-                warn(f"{SCRIPT.name}: a worker was lost: {failures[0]}")
 
         messages = []
         for receiver in receivers:
@@ -1033,22 +1014,25 @@ def watch(
         for message in sorted(messages, key=lambda message: message[0]):  # by T
             recorder.log(message)
 
-        # exit_codes was read before T, so a worker that has ended at T_max is not taken for lost.
-        one_ended = all_ended or 0 in exit_codes
         step = int(shared.steps.sum())
         recorder.progress(step)
-        to_end = bool(signals.signum) or step >= recorder.args.total_timesteps
-        if to_end:
+
+        if failures:
+            if not signals.signum:
+                warn(f"{SCRIPT.name}: a worker was lost: {failures[0]}")
+            return True
+        if signals.signum or step >= recorder.args.total_timesteps:
             patience = 10 if signals.signum else 60  # seconds for the last segment and close()
             deadline = min(deadline, time.monotonic() + patience)
-        if one_ended and not (to_end or worker_lost):
+        elif all_ended or 0 in exit_codes:  # read before T, so T_max is not the reason
             warn(f"{SCRIPT.name}: a worker has exited: does its environment call exit()?")
             return True
-        if not all_ended and time.monotonic() > deadline:
+        if all_ended:
+            return False
+        if time.monotonic() > deadline:
             warn(f"{SCRIPT.name}: a worker does not end (does its environment hang?): it is killed")
             return True
         recorder.save_if_due()
-    return worker_lost
 
 
 def main(args: Args) -> list[float] | None:
@@ -1088,7 +1072,9 @@ def main(args: Args) -> list[float] | None:
             saved = save_checkpoint(shared, args, run_dir)
             complete = saved and int(shared.steps.sum()) >= args.total_timesteps
             if not complete and (run_dir / "checkpoint.pt").exists():
-                warn(f"to continue: {resume_command(run_dir)}")
+                # Slashes: shlex would put backslashes in quotes, which cmd.exe does not know.
+                command = ["python", SCRIPT.as_posix(), "--resume", run_dir.as_posix()]
+                warn(f"to continue: {shlex.join(command)}")
 
     if lost or not complete:
         sys.exit(128 + signals.signum if signals.signum else 1)
