@@ -330,6 +330,24 @@ def test_a2c_sums_up_the_gradients_of_its_segments(monkeypatch, end, life):
         step += sum(of_update)
 
 
+def test_each_environment_of_a2c_has_its_own_seed(monkeypatch):
+    args, seeds = a2c.Args(env_id="CartPole-v1", num_workers=4), [5, 6, 7, 8]
+    buffers = a2c.make_buffers(args)
+    pipe = SimpleNamespace(recv=lambda: False, send=lambda episodes: None)
+    monkeypatch.setattr(a2c.signal, "signal", lambda *arguments: None)
+    for index in range(2):
+        a2c.run_worker(index, args, seeds, buffers, [pipe, pipe])
+    expected = [gym.make("CartPole-v1").reset(seed=seed)[0] for seed in seeds]
+    assert np.array_equal(buffers.obs.numpy(), expected)
+
+
+def test_a2c_shows_its_progress_after_each_update(monkeypatch):
+    shown = []
+    monkeypatch.setattr(FakePipe, "progress", lambda pipe, step: shown.append(step))
+    play(monkeypatch, a2c, TOYS[:1], total_timesteps=14)
+    assert shown == [5, 7, 12, 14]
+
+
 def test_a_signal_ends_the_segments_of_a2c_early():
     args = a2c.Args(num_workers=2, num_steps=1000)
     envs = FakeEnvironments([gym.wrappers.RecordEpisodeStatistics(Count()) for _ in range(2)], 0)

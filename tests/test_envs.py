@@ -53,6 +53,38 @@ def test_atari_observations(script, env_id):
 
 
 @OF_ONE
+def test_the_no_ops_are_those_of_the_seed(script):
+    env = script.Atari(toy_envs.Emulator(length=40))
+    played = []
+    for seed in 1, 2, 3, 1, 2, 3:
+        env.reset(seed=seed)
+        played.append(env.unwrapped.t)
+    assert played[:3] == played[3:] and len({*played}) > 1
+
+
+@OF_ONE
+def test_videos_of_atari_show_15_observations_per_second(script):
+    env = script.make_env("BreakoutNoFrameskip-v4", video=True)  # 60 frames, one of four shown
+    assert env.metadata["render_fps"] == 15
+
+
+@OF_ONE
+def test_an_image_that_is_ready_stays_as_it_is(script):
+    env = script.make_env("toy_envs:Ready-v0")
+    for answer in (lambda: env.reset(seed=1), lambda: env.step(0)):
+        obs = answer()[0]
+        assert env.observation_space.contains(obs)
+        assert np.array_equal(obs, env.unwrapped.seen)
+
+
+@OF_ONE
+def test_an_image_has_sides_of_at_least_32(script):
+    shapes = [(32, 32), (32, 31, 3), (31, 32, 1)]
+    spaces = [gym.spaces.Box(0, 255, shape, np.uint8) for shape in shapes]
+    assert [*map(script.is_image, spaces)] == [True, False, False]
+
+
+@OF_ONE
 def test_atari_rewards_are_clipped_but_not_in_the_log(script):
     env, _, ale = emulators(script, "ALE/SpaceInvaders-v5")
     rewards, by_hand, info = [], 0.0, {}

@@ -1,6 +1,7 @@
 """What can't work ends with exit code 2 and one line that says why, before anything is started."""
 
 import math
+import os
 import random
 import re
 import shutil
@@ -42,6 +43,7 @@ def refuses(script, capsys, monkeypatch, **flags) -> str:
         ({"gamma": 1.5}, "--gamma"),
         ({"gamma": math.nan}, "--gamma"),
         ({"rms_alpha": -0.1}, "--rms-alpha"),
+        ({"rms_alpha": 1.5}, "--rms-alpha"),
         ({"learning_rate": -1.0}, "--learning-rate"),
         ({"learning_rate": math.nan}, "--learning-rate"),
         ({"learning_rate": math.inf}, "--learning-rate"),
@@ -116,6 +118,14 @@ def test_a_video_that_cannot_be_written(script, capsys, monkeypatch, trained, tm
     (run_dir / "videos").write_text("where the folder should be")
     flags = {"env_id": "toy_envs:Images-v0", "evaluate": str(run_dir), "capture_video": True}
     assert "--capture-video: " in refuses(script, capsys, monkeypatch, **flags)
+
+
+@OF_ONE
+def test_every_episode_is_recorded(script, trained, tmp_path):
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    flags = dict(env_id="toy_envs:Images-v0", evaluate=str(run_dir), capture_video=True)
+    script.main(script.Args(**flags, eval_episodes=3))
+    assert len([*run_dir.glob("videos/*.mp4")]) == 3
 
 
 @OF_ONE
@@ -293,6 +303,20 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(
 def test_a_path_that_cannot_be_is_refused(script, capsys, monkeypatch, flag):
     line = refuses(script, capsys, monkeypatch, **{flag: "a" * 300})
     assert "is no checkpoint" in line
+
+
+@OF_ONE
+@pytest.mark.parametrize("flag", ["resume", "evaluate"])
+def test_a_checkpoint_cannot_run_code(script, capsys, monkeypatch, trained, tmp_path, flag):
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    torch.save({**checkpoint(run_dir), "code": Code()}, run_dir / "checkpoint.pt")
+    flags = {"env_id": "toy_envs:Terminates-v0", flag: str(run_dir)}
+    assert "is damaged" in refuses(script, capsys, monkeypatch, **flags)
+    assert not (tmp_path / "made").exists()
 
 
 @OF_ONE

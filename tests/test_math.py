@@ -4,10 +4,11 @@ import math
 import runpy
 import statistics
 
+import cv2
 import pytest
 import torch
 import toy_envs
-from conftest import OF_FEW, VALUE_METHODS, checkpoint, train
+from conftest import OF_FEW, OF_ONE, VALUE_METHODS, checkpoint, train
 from torch import nn
 from torch.nn import functional as F
 
@@ -63,6 +64,13 @@ def test_gradients_1_2_3_4_arrive_as_1_2_3_4(script, env_id):
         for name, tensor in shared.theta.items():
             step = before[name] - tensor
             torch.testing.assert_close(step, torch.full_like(step, k), atol=1e-5, rtol=0)
+
+
+def test_a_process_has_one_thread(script):
+    torch.set_num_threads(2)
+    cv2.setNumThreads(2)
+    runpy.run_path(script.__file__)
+    assert torch.get_num_threads() == cv2.getNumThreads() == 1
 
 
 def test_the_shared_state_is_a_copy_of_the_network(script):
@@ -249,6 +257,15 @@ def test_an_evaluation_repeats(script, capsys, tmp_path):
     assert len(returns[0]) == 5 and returns[0] == returns[1] != returns[2]
     mean, deviation = statistics.mean(returns[2]), statistics.pstdev(returns[2])
     assert capsys.readouterr().out.endswith(f"return {mean:.2f} ± {deviation:.2f}\n")
+
+
+@OF_ONE
+def test_an_evaluation_shows_the_return_of_each_episode(script, capsys, tmp_path):
+    args = script.Args(env_id="toy_envs:CountsEpisodes-v0", eval_episodes=2)
+    args, network = script.prepare_run(args)
+    script.evaluate(args, network, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["episode 1: return 28", "episode 2: return 28"]
 
 
 def test_each_episode_of_an_evaluation_has_its_own_seed(script, monkeypatch, tmp_path):

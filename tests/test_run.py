@@ -80,6 +80,30 @@ def test_a_killed_worker_ends_the_run_even_if_it_has_left_a_process(script, laun
     assert code == 1 and "a worker was lost: exit code -9" in err
 
 
+def watched(script, join, exit_codes, signum=0, total=10):
+    """What watch returns for workers that have taken 4 steps."""
+    recorder = SimpleNamespace(
+        log=lambda message: None,
+        progress=lambda step: None,
+        save_if_due=lambda: None,
+        args=script.Args(total_timesteps=total),
+    )
+    processes = [SimpleNamespace(exitcode=code) for code in exit_codes]
+    workers = SimpleNamespace(join=join, processes=processes)
+    shared = SimpleNamespace(steps=torch.tensor([4]))
+    return script.watch(workers, [], shared, recorder, SimpleNamespace(signum=signum))
+
+
+@OF_ONE
+def test_a_killed_worker_is_not_told_to_have_exited(script, capsys):
+    def join(timeout):
+        raise RuntimeError("terminated with signal SIGKILL")
+
+    assert watched(script, join, [None, None])
+    told = capsys.readouterr().err
+    assert told == "a3c.py: a worker was lost: terminated with signal SIGKILL\n"
+
+
 @OF_TWO
 def test_a_signal_after_the_last_step_comes_too_late(script, tmp_path, capsys, monkeypatch):
     name = "coordinator" if script.__name__ == "a2c" else "watch"
@@ -126,6 +150,25 @@ def test_environments_may_take_seconds_to_close(script, launch, kill, signum):
     assert all((run.started / f"{pid} is closed").exists() for pid in workers)
 
 
+@OF_ONE
+def test_a_worker_is_interrupted_once(script):
+    """The kernel may repeat its SIGINT, which would cut an environment's close() short."""
+    signums = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    handlers = [signal.getsignal(signum) for signum in signums]
+    try:
+        script.prepare_worker(1)
+        interrupts = 0
+        for _ in range(2):
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                interrupts += 1
+        assert interrupts == 1
+    finally:
+        for signum, handler in zip(signums, handlers, strict=True):
+            signal.signal(signum, handler)
+
+
 @OF_FEW
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_an_environment_that_exits_ends_the_run(script, launch, num_workers):
@@ -145,6 +188,21 @@ def test_a_worker_that_hangs_at_the_end_is_given_up(script, tmp_path, monkeypatc
     run_dir = train(script, tmp_path / "runs", code=1, **flags)
     assert capsys.readouterr().err.count("does its environment hang?") == 1
     assert checkpoint(run_dir)["steps"].sum() >= 2000
+
+
+@OF_ONE
+@pytest.mark.parametrize("signum, given_up", [(0, False), (signal.SIGINT, True)])
+def test_at_the_end_workers_get_a_minute_and_after_a_signal_ten_seconds(
+    script, monkeypatch, signum, given_up
+):
+    clock = SimpleNamespace(now=0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(script, "time", clock)
+
+    def join(timeout):  # all workers have ended after 50 seconds
+        clock.now += 5
+        return clock.now > 50
+
+    assert watched(script, join, [None], signum, total=4) == given_up
 
 
 @OF_TWO
@@ -243,6 +301,18 @@ def test_a_second_ctrl_c_does_not_wait_for_a_hanging_environment(script, launch)
     assert_usable(run.run_dir)
 
 
+@OF_ONE
+def test_of_further_signals_only_ctrl_c_exits(script):
+    stop = torch.zeros(1, dtype=torch.bool)
+    with script.StopSignals(stop) as signals:
+        for signum in signal.SIGTERM, signal.SIGTERM, signal.SIGHUP:
+            signal.raise_signal(signum)
+        assert stop and signals.signum == signal.SIGTERM
+        with pytest.raises(SystemExit) as exited:
+            signal.raise_signal(signal.SIGINT)
+    assert exited.value.code == 130
+
+
 @OF_TWO
 def test_the_exit_code_does_not_depend_on_a_reader(script, tmp_path):
     # As in `python a3c.py | head -1`. PYTHONUNBUFFERED would leave nothing to flush at the exit.
@@ -291,6 +361,7 @@ def test_a_crashing_environment_ends_the_run(script, launch, kind):
     run = launch(script, *FOREVER, f"toy_envs:{kind}-v0")
     code, _, err = run.ends()
     assert code == 1 and "in reward" in err and "ArithmeticError: the toy is broken" in err
+    assert kind == "CrashesWithThread" or err.count("ArithmeticError: the toy is broken") == 1
     assert (run.run_dir / "checkpoint.pt").exists()
 
 
@@ -327,14 +398,6 @@ def test_an_environment_that_ignores_signals_can_be_stopped(script, launch):
     assert code == 128 + signal.SIGTERM and how_to_continue(script, run) in err
 
 
-@OF_ONE
-def test_the_command_to_continue_without_a_current_directory(script, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tmp_path.rmdir()
-    command = f"python {script.SCRIPT} --resume /runs/NAME"
-    assert script.resume_command(Path("/runs/NAME")) == command
-
-
 @OF_TWO
 def test_an_environment_that_fails_to_close_is_told(script, tmp_path, capsys):
     train(script, tmp_path, code=1, env_id="toy_envs:CrashesAtClose-v0", total_timesteps=100)
@@ -344,16 +407,13 @@ def test_an_environment_that_fails_to_close_is_told(script, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["RewardNaN", "RewardInf", "SeenNaN"])
-def test_nan_or_infinity_ends_the_run_before_it_spreads(
-    script, tmp_path, capsys, monkeypatch, kind
-):
-    monkeypatch.chdir(ROOT)  # where the command that continues the run needs no path
+def test_nan_or_infinity_ends_the_run_before_it_spreads(script, tmp_path, capsys, kind):
     flags = {"env_id": f"toy_envs:{kind}-v0", "total_timesteps": 10**6}
     train(script, tmp_path, code=1, **flags)
     err = capsys.readouterr().err
     assert re.search("gradient's norm is (nan|inf)|π is NaN", err)
     (run_dir,) = tmp_path.iterdir()
-    assert f"to continue: python {script.SCRIPT.name} --resume {run_dir}" in err
+    assert f"to continue: python {script.SCRIPT} --resume {run_dir}" in err
     assert_usable(run_dir)
 
 
@@ -540,6 +600,27 @@ def test_the_checkpoint_before_is_kept(script, trained, tmp_path):
 
 
 @OF_ONE
+def test_a_checkpoint_is_on_the_disk_before_it_replaces_the_old_one(
+    script, trained, tmp_path, monkeypatch
+):
+    run_dir, calls = shutil.copytree(trained, tmp_path / "run"), []
+
+    def record(name):
+        function = getattr(os, name)
+
+        def recorded(*args):
+            calls.append(name)
+            function(*args)
+
+        monkeypatch.setattr(os, name, recorded)
+
+    record("fsync")
+    record("replace")
+    assert script.save_checkpoint(script.Shared(torch.nn.Linear(3, 1), 1), script.Args(), run_dir)
+    assert calls == ["fsync", "replace", "replace"]
+
+
+@OF_ONE
 def test_the_checkpoint_before_is_kept_if_it_cannot_be_replaced(
     script, trained, tmp_path, monkeypatch
 ):
@@ -625,6 +706,21 @@ def test_progress_on_a_terminal(script, tmp_path, capsys, monkeypatch):
 
 
 @OF_ONE
+def test_reports_and_checkpoints_keep_their_distance(script, tmp_path, monkeypatch, capsys):
+    clock, saved = SimpleNamespace(now=0, monotonic=lambda: clock.now), []
+    monkeypatch.setattr(script, "time", clock)
+    monkeypatch.setattr(script, "save_checkpoint", lambda *args: saved.append(clock.now))
+    args = script.Args(total_timesteps=1000, checkpoint_interval=60)
+    recorder = script.Recorder(script.Shared(torch.nn.Linear(3, 1), 1), args, tmp_path, 0)
+    for clock.now in range(0, 200, 5):
+        recorder.progress(clock.now)
+        recorder.save_if_due()
+    assert capsys.readouterr().out.count("/1000") == 19  # at 10, 20, ..., 190
+    assert saved == [65, 130, 195]
+    recorder.close()
+
+
+@OF_ONE
 def test_the_speed_of_a_run_resumed_beyond_its_end(script, tmp_path, capsys):
     shared = script.Shared(torch.nn.Linear(3, 1), 1)
     shared.steps += 2000
@@ -633,6 +729,17 @@ def test_the_speed_of_a_run_resumed_beyond_its_end(script, tmp_path, capsys):
     recorder.close()
     line = capsys.readouterr().out
     assert "1000/1000" in line and "-" not in line
+
+
+@OF_ONE
+def test_the_speed_of_a_resumed_run_is_not_that_of_the_steps_before(script, tmp_path):
+    shared, logged = script.Shared(torch.nn.Linear(3, 1), 1), []
+    shared.steps += 500
+    recorder = script.Recorder(shared, script.Args(total_timesteps=1000), tmp_path, 500)
+    recorder.log = logged.append
+    time.sleep(0.2)  # for a rate
+    recorder.close()
+    assert not logged  # no step was taken, so there is no speed
 
 
 @OF_TWO
@@ -787,6 +894,12 @@ def test_main_from_python(script, tmp_path):
     wait_for(lambda: not mp.active_children())
     (run_dir,) = tmp_path.glob(f"CartPole-v1__{script.__name__}__1__*")
     assert sum(value for _, value in scalars(run_dir, "charts/episodic_length")) <= 2000 + 2 * 5
+
+
+@OF_TWO
+def test_a_program_that_calls_main_has_one_thread_as_before(script, tmp_path):
+    train(script, tmp_path, total_timesteps=10)
+    assert torch.get_num_threads() == 1
 
 
 @OF_TWO
