@@ -34,13 +34,29 @@ def test_the_table_of_the_screening_is_that_of_its_files():
         assert cells.split(" | ") == returns("Breakout", run) + returns("Pong", run)
 
 
-def test_the_table_of_dead_units_is_that_of_its_file():
-    lines = (ROOT / "benchmark" / "results" / "dead_units.csv").read_text().splitlines()
-    last = {}  # the last row of each run
+def units_at_the_end(name):
+    """The cells of each run's last row, by its settings, as docs/value_methods.md writes them."""
+    lines = (ROOT / "benchmark" / "results" / name).read_text().splitlines()
+    last = {}
     for row in csv.DictReader(line for line in lines if not line.startswith("#")):
         *settings, _, conv1, conv2, hidden, spread = row.values()
         shares = [f"{100 * float(share):.0f} %" for share in (conv1, conv2, hidden)]
         last[tuple(settings)] = [*shares, f"{float(spread):.2f}"]
+    return last
+
+
+def test_the_table_of_centred_images_is_that_of_its_files():
+    raw, centred = units_at_the_end("dead_units.csv"), units_at_the_end("centred_images.csv")
+    expected = []
+    for settings, measured in centred.items():
+        for image, cells in ("as it is", raw[settings]), ("without its mean", measured):
+            expected.append(f"| {' | '.join([settings[0] + '.py', image, *cells])} |")
+    text = (ROOT / "docs" / "value_methods.md").read_text()
+    assert re.findall(r"^.* \| (?:as it is|without its mean) \| .*", text, re.MULTILINE) == expected
+
+
+def test_the_table_of_dead_units_is_that_of_its_file():
+    last = units_at_the_end("dead_units.csv")
     expected = []
     for (script, _, *settings), measured in sorted(last.items(), key=lambda item: item[0][0]):
         alpha = "0.99" if script == "nstep_q_async" else "0.9994"
