@@ -51,8 +51,8 @@ def cartpole(script, launch, folder, seeds, *flags):
 def test_it_learns_cartpole_with_its_defaults(script, launch, tmp_path):
     seeds, threshold = (1, 2), 400
     if script.__name__ in VALUE_METHODS:
-        # They take longer. Beside other work, a run now and then ends below 400.
-        seeds, threshold = (1,), 250
+        # They take longer. Beside other work, a run now and then ends below 400, one at 229.
+        seeds, threshold = (1,), 200  # random play: 20; with a fault of the list above: below 100
     assert min(cartpole(script, launch, tmp_path / "logs", seeds)) >= threshold
 
 
