@@ -773,7 +773,7 @@ class WorkerLog:
 
         all_stats, all_estimates, all_targets = zip(*self.updates, strict=True)
         self.updates.clear()
-        means = {tag: float(np.mean([stats[tag] for stats in all_stats])) for tag in stats}
+        means = {tag: float(np.mean([update[tag] for update in all_stats])) for tag in stats}
         targets = torch.cat(all_targets)
         errors = targets - torch.cat(all_estimates)
         if targets.var() > 0:

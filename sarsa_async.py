@@ -614,7 +614,7 @@ class WorkerLog:
 
         all_stats, all_estimates, all_targets = zip(*self.updates, strict=True)
         self.updates.clear()
-        means = {tag: float(np.mean([stats[tag] for stats in all_stats])) for tag in stats}
+        means = {tag: float(np.mean([update[tag] for update in all_stats])) for tag in stats}
         targets = torch.cat(all_targets)
         errors = targets - torch.cat(all_estimates)
         if targets.var() > 0:
@@ -1031,7 +1031,7 @@ def watch(
         if signals.signum or step >= recorder.args.total_timesteps:
             patience = 10 if signals.signum else 60  # seconds for the last segment and close()
             deadline = min(deadline, time.monotonic() + patience)
-        elif all_ended or 0 in exit_codes:  # read before T, so T_max is not the reason
+        elif all_ended or 0 in exit_codes:  # both were read before T, so not at T_max
             warn(f"{SCRIPT.name}: a worker has exited: does its environment call exit()?")
             return True
         if all_ended:

@@ -344,10 +344,11 @@ def test_every_variant_fits_the_script(variant):
     compile(variants.rewrite(script, replacements), script, "exec")
 
 
-def test_the_gain_that_dead_units_replaces_is_there():
+def test_what_dead_units_replaces_is_there():
     for script, *_ in dead_units.RUNS:
         text = (ROOT / f"{script}.py").read_text()
         assert script == "a3c" or text.count(dead_units.GAIN) == 1
+        assert text.count(dead_units.SCALED) == 1
 
 
 def test_the_command_in_the_header_of_a_curve_starts_the_same_run(script):

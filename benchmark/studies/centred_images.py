@@ -3,7 +3,7 @@
     python benchmark/studies/centred_images.py
 
 Trains the value methods with the settings in RUNS, as dead_units.py does, whose columns it writes
-to benchmark/results/centred_images.csv. Takes three minutes for each run on two cores.
+to benchmark/results/centred_images.csv. Takes three to six minutes for each run on two cores.
 """
 
 import csv
