@@ -24,12 +24,9 @@ Every worker is a process with its own environment. It repeats, without waiting 
 Explained, with its results, in docs/algorithms/nstep_q_async.md.
 
 Where this file differs from the paper, or seems to:
-- g starts at 1; the paper does not say where. For images, initial weights are orthogonal, η and
-  RMSProp's ε are smaller, and α is larger (docs/hyperparameters.md). The authors' settings, as far
-  as known, are --init paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99 --total-timesteps
-  80000000.
-- The mean of every image is subtracted from it. On a bright background, as in Pong, the network
-  would lose most of its units, or all (docs/value_methods.md).
+- g starts at 1; the paper does not say where. For images, initial weights are orthogonal, and η and
+  RMSProp's ε are smaller (docs/hyperparameters.md). The authors' settings, as far as known, are
+  --init paper --learning-rate 7e-4 --rms-eps 0.1 --total-timesteps 80000000.
 - One batched pass over a segment gives the gradient that Algorithm S2 accumulates step by step,
   because θ' does not change within a segment.
 - The squared error is halved, as in DQN, and so is its gradient.
@@ -115,9 +112,9 @@ class Args:
 
     # Optimizer
     learning_rate: float = 0.0  # initial η, decays to zero; 0: 1.75e-4 for images, else 0.01
-    rms_alpha: float = 0.0  # decay of RMSProp's mean square g (α); 0: 0.9994 for images, else 0.99
+    rms_alpha: float = 0.99  # decay of RMSProp's mean square g, per update (α)
     rms_eps: float = 0.0  # added under RMSProp's root (its ε); 0: 6e-7 for images, else 0.1
-    max_grad_norm: float = 0.0  # larger gradients get this global norm; 0: 4 for images, else 40
+    max_grad_norm: float = 40.0  # larger gradients are scaled down to this global norm
 
     # Checkpoints and evaluation
     checkpoint_interval: float = 60.0  # seconds between checkpoints; a run also ends with one
@@ -133,9 +130,7 @@ def choose_defaults(args: Args, images: bool) -> Args:
         args,
         total_timesteps=args.total_timesteps or (10_000_000 if images else 300_000),
         learning_rate=args.learning_rate or (1.75e-4 if images else 0.01),
-        rms_alpha=args.rms_alpha or (0.9994 if images else 0.99),
         rms_eps=args.rms_eps or (6e-7 if images else 0.1),
-        max_grad_norm=args.max_grad_norm or (4.0 if images else 40.0),
         exploration_steps=args.exploration_steps or (1_000_000 if images else 25_000),
         target_interval=args.target_interval or (10_000 if images else 250),
     )
@@ -285,7 +280,6 @@ class ImageNetwork(nn.Module):
         x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
         if obs.dtype == torch.uint8:  # floats are taken as they are
             x = x / 255
-            x = x - x.mean((1, 2, 3), keepdim=True)  # a bright background would kill units
         x = self.convs(x)  # (B, 32, 9, 9)
         # No copy, since make_network stores the convolutions channels last.
         x = x.permute(0, 2, 3, 1).flatten(1)  # (B, 9·9·32)
@@ -867,7 +861,7 @@ BOUNDS = {  # the smallest and the largest value of each number among the argume
     "learning_rate": (0, 1e6),
     "rms_alpha": (0, 1),
     "rms_eps": (0, 1e6),
-    "max_grad_norm": (0, math.inf),
+    "max_grad_norm": (1e-6, math.inf),
     "checkpoint_interval": (0, math.inf),
     "eval_episodes": (1, 10**6),
 }

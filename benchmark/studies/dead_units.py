@@ -42,7 +42,10 @@ MEASURED = "step", "conv1", "conv2", "hidden", "spread"
 STOP_AFTER = 150_000  # agent steps
 GAIN = "q.weight, gain=0.01"
 SCALED = "            x = x / 255\n"
-CENTRED = SCALED + "            x = x - x.mean((1, 2, 3), keepdim=True)\n"
+CENTRED = (
+    f"{SCALED}            x = x - x.mean((1, 2, 3), keepdim=True)"
+    "  # a bright background would kill units\n"
+)
 RUNS = [
     ("nstep_q_async", "Pong", "1.75e-4", "0.9994", "6e-7", "0.01"),
     ("nstep_q_async", "Pong", "5e-5", "0.9994", "6e-7", "0.01"),
@@ -129,16 +132,18 @@ def watch(run_settings: tuple[str, ...], centred: bool = False) -> list[tuple]:
     name, game, learning_rate, rms_alpha, rms_eps, q_gain = run_settings
     env_id = f"{game}NoFrameskip-v4"
     network, states = network_and_screens(name, env_id)
-    if centred:  # a network takes float images as they are
-        states = states / 255
+    states = states / 255  # floats, which a network takes as they are
+    if centred:
         states = states - states.mean((1, 2, 3), keepdim=True)
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--env-id", env_id, "--checkpoint-interval", "5"]
         flags += ["--learning-rate", learning_rate, "--rms-alpha", rms_alpha, "--rms-eps", rms_eps]
+        flags += ["--max-grad-norm", "40"]
         text = (ROOT / f"{name}.py").read_text()
         if q_gain:
             assert text.count(GAIN) == 1, f"{name}.py has changed: {GAIN!r} is not in it"
             text = text.replace(GAIN, f"q.weight, gain={q_gain}")
+        text = text.replace(CENTRED, SCALED)  # sarsa_async.py's network subtracts the mean
         if centred:
             assert text.count(SCALED) == 1, f"{name}.py has changed: {SCALED!r} is not in it"
             text = text.replace(SCALED, CENTRED)
