@@ -120,7 +120,7 @@ class Args:
     learning_rate: float = 0.0  # initial η, decays to zero; 0: 1.75e-4 for images, else 0.01
     rms_alpha: float = 0.0  # decay of RMSProp's mean square g (α); 0: 0.9994 for images, else 0.99
     rms_eps: float = 0.0  # added under RMSProp's root (its ε); 0: 6e-7 for images, else 0.1
-    max_grad_norm: float = 0.0  # larger gradients get this global norm; 0: 4 for images, else 40
+    max_grad_norm: float = 40.0  # larger gradients are scaled down to this global norm
 
     # Checkpoints and evaluation
     checkpoint_interval: float = 60.0  # seconds between checkpoints; a run also ends with one
@@ -138,7 +138,6 @@ def choose_defaults(args: Args, images: bool) -> Args:
         learning_rate=args.learning_rate or (1.75e-4 if images else 0.01),
         rms_alpha=args.rms_alpha or (0.9994 if images else 0.99),
         rms_eps=args.rms_eps or (6e-7 if images else 0.1),
-        max_grad_norm=args.max_grad_norm or (4.0 if images else 40.0),
         exploration_steps=args.exploration_steps or (1_000_000 if images else 25_000),
         target_interval=args.target_interval or (10_000 if images else 250),
     )
@@ -874,7 +873,7 @@ BOUNDS = {  # the smallest and the largest value of each number among the argume
     "learning_rate": (0, 1e6),
     "rms_alpha": (0, 1),
     "rms_eps": (0, 1e6),
-    "max_grad_norm": (0, math.inf),
+    "max_grad_norm": (1e-6, math.inf),
     "checkpoint_interval": (0, math.inf),
     "eval_episodes": (1, 10**6),
 }
