@@ -27,6 +27,8 @@ Where this file differs from the paper, or seems to:
   RMSProp's ε are smaller, and α is larger (docs/hyperparameters.md). The authors' settings, as far
   as known, are --init paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99 --total-timesteps
   80000000.
+- The median of every image is subtracted from it, which makes its background black. On a bright
+  one, as in Pong, the network would lose most units, or all (docs/value_methods.md).
 - Algorithm 1 reads the shared θ itself. The snapshot θ' keeps other workers from changing it
   between the forward and the backward pass of a batch. With one worker it makes no difference.
 - The steps to an update are counted from the last update; Algorithm 1 counts from the worker's
@@ -283,6 +285,9 @@ class ImageNetwork(nn.Module):
         x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
         if obs.dtype == torch.uint8:  # floats are taken as they are
             x = x / 255
+            # A bright background, as in Pong, would kill units. Every fourth pixel is enough.
+            background = x[:, :, ::4, ::4].flatten(1).median(1).values  # (B,)
+            x = x - background.reshape(-1, 1, 1, 1)
         x = self.convs(x)  # (B, 32, 9, 9)
         # No copy, since make_network stores the convolutions channels last.
         x = x.permute(0, 2, 3, 1).flatten(1)  # (B, 9·9·32)

@@ -12,7 +12,7 @@ from conftest import ROOT, SCRIPTS
 
 # Where a definition is not the same in all files that have it: its groups of equal copies, in
 # reading order.
-VALUES = {*SCRIPTS[:3]}
+ONE_STEP, VALUES = {"onestep_q_async", "sarsa_async"}, {*SCRIPTS[:3]}
 EACH = [{name} for name in SCRIPTS]
 BY_OUTPUTS = [VALUES, {"a3c", "a2c"}]
 BUT_A2C = [{*SCRIPTS} - {"a2c"}, {"a2c"}]
@@ -21,8 +21,8 @@ DIFFERENT = {
     "docstring": EACH,
     "rest": BUT_A2C,
     "header": BUT_A2C,
-    "Args": EACH,
-    "ImageNetwork": [{"onestep_q_async", "nstep_q_async"}, {"sarsa_async"}, {"a3c", "a2c"}],
+    "Args": [ONE_STEP, {"nstep_q_async"}, {"a3c"}, {"a2c"}],
+    "ImageNetwork": [ONE_STEP, {"nstep_q_async"}, {"a3c", "a2c"}],
     "FlatNetwork": BY_OUTPUTS,
     "make_network": BY_OUTPUTS,
     "act": BY_METHOD,
@@ -30,9 +30,9 @@ DIFFERENT = {
     "run_worker": BUT_A2C,
     "worker": [{"onestep_q_async"}, {"sarsa_async"}, {"nstep_q_async"}, {"a3c"}],
     "evaluate": BUT_A2C,
-    "BOUNDS": [{"onestep_q_async", "nstep_q_async"}, {"sarsa_async"}, {"a3c"}, {"a2c"}],
+    "BOUNDS": BY_METHOD,
     "validate_args": BUT_A2C,
-    "choose_defaults": EACH,
+    "choose_defaults": [ONE_STEP, {"nstep_q_async"}, {"a3c"}, {"a2c"}],
     "start_workers": BUT_A2C,
     "main": BUT_A2C,
 }
@@ -52,7 +52,7 @@ start_run claim_run lock load_params make_buffers start_workers watch num_cores 
 # Lines that git counts as added or removed, at most.
 BUDGETS = {
     ("onestep_q_async", "sarsa_async"): 40,
-    ("sarsa_async", "nstep_q_async"): 85,
+    ("sarsa_async", "nstep_q_async"): 80,
     ("nstep_q_async", "a3c"): 190,
     ("a3c", "a2c"): 490,
 }

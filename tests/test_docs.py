@@ -349,7 +349,7 @@ def test_what_dead_units_replaces_is_there():
         text = (ROOT / f"{script}.py").read_text()
         assert script == "a3c" or text.count(dead_units.GAIN) == 1
         assert text.count(dead_units.SCALED) == 1
-        assert (dead_units.CENTRED in text) == (script == "sarsa_async")
+        assert text.count(dead_units.BACKGROUND) == (script in ("onestep_q_async", "sarsa_async"))
 
 
 def test_the_command_in_the_header_of_a_curve_starts_the_same_run(script):

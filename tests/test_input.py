@@ -48,7 +48,7 @@ def refuses(script, capsys, monkeypatch, **flags) -> str:
         ({"learning_rate": math.nan}, "--learning-rate"),
         ({"learning_rate": math.inf}, "--learning-rate"),
         ({"rms_eps": -1.0}, "--rms-eps"),
-        ({"max_grad_norm": -1.0}, "--max-grad-norm must be from"),
+        ({"max_grad_norm": 0.0}, "--max-grad-norm must be from 1e-06 to inf, not 0.0"),
         ({"init": "xavier"}, "--init must be orthogonal or paper, not xavier"),
         ({"capture_video": True}, "--capture-video needs --evaluate"),
         ({"resume": "here", "evaluate": "there"}, "--resume and --evaluate exclude each other"),
@@ -198,8 +198,8 @@ def test_what_0_stands_for(script):
         assert getattr(kept, name) == given
 
 
-COLUMNS = {"onestep_q_async": "one-step Q", "sarsa_async": "Sarsa", "nstep_q_async": "n-step Q"}
-COLUMNS |= {"a3c": "a3c.py", "a2c": "a2c.py"}
+COLUMNS = {"onestep_q_async": "one-step Q, Sarsa", "sarsa_async": "one-step Q, Sarsa"}
+COLUMNS |= {"nstep_q_async": "n-step Q", "a3c": "a3c.py", "a2c": "a2c.py"}
 
 
 def test_what_0_stands_for_is_in_the_docs(script):

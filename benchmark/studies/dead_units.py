@@ -42,10 +42,8 @@ MEASURED = "step", "conv1", "conv2", "hidden", "spread"
 STOP_AFTER = 150_000  # agent steps
 GAIN = "q.weight, gain=0.01"
 SCALED = "            x = x / 255\n"
-CENTRED = (
-    f"{SCALED}            x = x - x.mean((1, 2, 3), keepdim=True)"
-    "  # a bright background would kill units\n"
-)
+CENTRED = SCALED + "            x = x - x.mean((1, 2, 3), keepdim=True)\n"
+BACKGROUND = " - background.reshape(-1, 1, 1, 1)"
 RUNS = [
     ("nstep_q_async", "Pong", "1.75e-4", "0.9994", "6e-7", "0.01"),
     ("nstep_q_async", "Pong", "5e-5", "0.9994", "6e-7", "0.01"),
@@ -143,7 +141,7 @@ def watch(run_settings: tuple[str, ...], centred: bool = False) -> list[tuple]:
         if q_gain:
             assert text.count(GAIN) == 1, f"{name}.py has changed: {GAIN!r} is not in it"
             text = text.replace(GAIN, f"q.weight, gain={q_gain}")
-        text = text.replace(CENTRED, SCALED)  # sarsa_async.py's network subtracts the mean
+        text = text.replace(BACKGROUND, "")  # which the one-step methods subtract
         if centred:
             assert text.count(SCALED) == 1, f"{name}.py has changed: {SCALED!r} is not in it"
             text = text.replace(SCALED, CENTRED)
