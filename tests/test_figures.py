@@ -61,6 +61,7 @@ def test_the_table_of_dead_units_is_that_of_its_file():
     for (script, _, *settings), measured in sorted(last.items(), key=lambda item: item[0][0]):
         alpha = "0.99" if script == "nstep_q_async" else "0.9994"
         default = settings[:3] == ["1.75e-4", alpha, "6e-7"] and settings[3] in ("0.01", "")
+        default = default and script in ("a3c", "nstep_q_async")  # the others changed their images
         name = f"{script}.py, default" if default else f"{script}.py"
         expected.append(f"| {' | '.join([name, *settings, *measured])} |")
 
