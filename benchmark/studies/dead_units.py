@@ -136,7 +136,6 @@ def watch(run_settings: tuple[str, ...], centred: bool = False) -> list[tuple]:
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--env-id", env_id, "--checkpoint-interval", "5"]
         flags += ["--learning-rate", learning_rate, "--rms-alpha", rms_alpha, "--rms-eps", rms_eps]
-        flags += ["--max-grad-norm", "40"]
         text = (ROOT / f"{name}.py").read_text()
         if q_gain:
             assert text.count(GAIN) == 1, f"{name}.py has changed: {GAIN!r} is not in it"
