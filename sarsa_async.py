@@ -28,7 +28,7 @@ Where this file differs from the paper, or seems to:
   as known, are --init paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99 --total-timesteps
   80000000.
 - The median of every image is subtracted from it, which makes its background black. On a bright
-  one, as in Pong, the network would lose most units, or all (docs/value_methods.md).
+  one, as in Pong, most channels of the first layer can die, or all units (docs/value_methods.md).
 - Algorithm 1 reads the shared θ itself. The snapshot θ' keeps other workers from changing it
   between the forward and the backward pass of a batch. With one worker it makes no difference.
 - The steps to an update are counted from the last update; Algorithm 1 counts from the worker's
