@@ -354,7 +354,7 @@ class Shared:
     """The state of a run. A checkpoint is a copy of it.
 
     Only the coordinator uses it, so it need not be in shared memory. It is laid out as in a3c.py,
-    with a counter for each environment.
+    with a counter for each environment, but all updates are counted in the first.
     """
 
     def __init__(self, network: Network, num_workers: int):
@@ -485,7 +485,7 @@ class Environments:
         Raises WorkerLost.
         """
         episodes = []
-        polls_left = 25  # after a signal, for all processes together; each takes 0.2 seconds
+        polls_left = 25  # of 0.2 seconds each, after a signal: five seconds for all processes
         for pipe in self.pipes:
             try:
                 while not pipe.poll(timeout=0.2):
@@ -911,8 +911,8 @@ class StopSignals:
 def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
     """Replaces checkpoint.pt atomically, and keeps the one before it as checkpoint.prev.pt.
 
-    Returns False if it cannot be written. Asynchronous workers go on with their updates during the
-    milliseconds that the copy of θ, g and the counters takes.
+    Returns False if it cannot be written. In the asynchronous scripts, workers go on with their
+    updates during the milliseconds that the copy of θ, g and the counters takes.
     """
     file, part = run_dir / "checkpoint.pt", run_dir / "checkpoint.part"
     state = shared.state()
@@ -958,7 +958,7 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
 def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     """Plays full episodes with act(); prints and returns their unclipped returns."""
     env = make_env(args.env_id, args.capture_video)
-    # In steps, since an episode might never end. A longer limit of the environment's own holds.
+    # An episode might never end: it gets 100,000 steps, or the environment's own limit if longer.
     limit = max(100_000, (env.spec and env.spec.max_episode_steps) or 0)
     if args.capture_video:
         try:
@@ -1164,7 +1164,8 @@ def start_workers(args: Args, seeds: list[int], buffers: Buffers, stop: Tensor) 
         for process in {*mp.active_children()} - {*others}:
             process.kill()
         if isinstance(error, OSError):  # too many files or processes
-            bad_input(f"cannot start {num_processes} processes: {error}: lower --num-workers")
+            advice = "if there are too many, lower --num-workers"
+            bad_input(f"cannot start {num_processes} processes: {error}: {advice}")
         raise
     return Environments(workers, coordinator_ends, buffers, stop)
 

@@ -757,8 +757,8 @@ class StopSignals:
 def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
     """Replaces checkpoint.pt atomically, and keeps the one before it as checkpoint.prev.pt.
 
-    Returns False if it cannot be written. Asynchronous workers go on with their updates during the
-    milliseconds that the copy of θ, g and the counters takes.
+    Returns False if it cannot be written. In the asynchronous scripts, workers go on with their
+    updates during the milliseconds that the copy of θ, g and the counters takes.
     """
     file, part = run_dir / "checkpoint.pt", run_dir / "checkpoint.part"
     state = shared.state()
@@ -804,7 +804,7 @@ def load_checkpoint(path: str) -> tuple[dict[str, Any], Path]:
 def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     """Plays full episodes with act(); prints and returns their unclipped returns."""
     env = make_env(args.env_id, args.capture_video)
-    # In steps, since an episode might never end. A longer limit of the environment's own holds.
+    # An episode might never end: it gets 100,000 steps, or the environment's own limit if longer.
     limit = max(100_000, (env.spec and env.spec.max_episode_steps) or 0)
     if args.capture_video:
         try:
@@ -992,7 +992,8 @@ def start_workers(args: Args, shared: Shared) -> tuple[mp.ProcessContext, list[C
         for process in {*mp.active_children()} - {*others}:
             process.kill()
         if isinstance(error, OSError):  # too many files or processes
-            bad_input(f"cannot start {args.num_workers} workers: {error}: lower --num-workers")
+            advice = "if there are too many, lower --num-workers"
+            bad_input(f"cannot start {args.num_workers} workers: {error}: {advice}")
         raise
     return workers, receivers
 
@@ -1036,7 +1037,7 @@ def watch(
         if signals.signum or step >= recorder.args.total_timesteps:
             patience = 10 if signals.signum else 60  # seconds for the last segment and close()
             deadline = min(deadline, time.monotonic() + patience)
-        elif all_ended or 0 in exit_codes:  # both were read before T, so not at T_max
+        elif all_ended or 0 in exit_codes:  # but T, read later, is below T_max
             warn(f"{SCRIPT.name}: a worker has exited: does its environment call exit()?")
             return True
         if all_ended:
