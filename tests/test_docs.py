@@ -42,7 +42,7 @@ RUN = {
 }
 # Why others do not run. Their flags, and the files that they name, are checked.
 CHECK = {
-    r"pip install": "needs the network",
+    r"(pip install|git clone)": "needs the network",
     r"uv run": "needs uv and the network",
     r"(ruff|mypy) ": "CI runs them",
     r"python benchmark/(speed|processes)\.py": "needs an idle machine",
@@ -73,6 +73,7 @@ FLAGS_OF_OTHERS = {
     "--check": "benchmark/plot.py",
     "--cpus": "docker run",
     "--cpuset-cpus": "docker run",
+    "--depth": "git clone",
     "--shm-size": "docker run",
     "--use-proper-time-limits": "ikostrikov/pytorch-a2c-ppo-acktr-gail",
 }
