@@ -7,11 +7,11 @@
 # ///
 """A2C, batched advantage actor-critic: the synchronous, repeatable sibling of A3C.
 
-A2C is Algorithm S3 of Mnih et al. 2016 without the asynchrony; the paper itself does not have it. A
+It is Algorithm S3 of Mnih et al. 2016 without the asynchrony; the paper itself does not have A2C. A
 coordinator acts for all environments in one batch, and learns from all their segments at once:
 
     Snapshot   the network on --device ← θ
-    Act        t ≤ t_max steps of each environment with π(a|s; θ), fewer if the episode ends
+    Act        t steps of each environment with π(a|s; θ): t_max, or fewer if its episode ends
     Learn      R_i = r_i + γR_{i+1} from i = t-1 to 0,
                with R_t = 0 (terminal) or V(s_t; θ) (otherwise)
                Δθ = ∇_θ Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²],
@@ -29,13 +29,14 @@ number of cores and --device cpu, a run repeats bit for bit. With one environmen
 a3c.py computes with one worker, given the same η, α and ε, whose defaults differ.
 
 Where this file departs from A3C's published settings:
-- g starts at 1; the paper does not say where. With orthogonal initial weights and a smaller ε,
-  Breakout and Pong are learned several times faster. The authors' settings, as far as known, are
-  --init paper --learning-rate 7e-4 --rms-eps 0.1 --vf-coef 1 --total-timesteps 80000000.
-- The value loss is c ½(R - V)² with c = 0.5, as in most reproductions. S3's (R - V)² is c = 2, and
-  an e-mail of the authors, who halve its gradient, c = 1.
+- g starts at 1; the paper does not say where. By default, initial weights are orthogonal, and for
+  images ε is smaller, so that Breakout and Pong are learned within 10M steps (docs/learning.md).
+  The authors' settings, as far as known, are --init paper --learning-rate 7e-4 --rms-eps 0.1
+  --vf-coef 1 --total-timesteps 80000000.
+- The value loss is c ½(R - V)² with c = 0.5, as in several reproductions. S3 has (R - V)²,
+  which is c = 2; the authors, in an e-mail, halve its gradient, which is c = 1.
 - A time limit bootstraps from V of the last observation. A lost life in Atari ends the segment with
-  R = 0, but the game goes on.
+  R_t = 0, but the game goes on.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
 
-# Set before torch is imported: its idle threads spin briefly, then leave the cores to the games.
+# torch reads it on import: idle threads spin only briefly, then leave the cores to the games.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import ale_py
@@ -232,7 +233,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
     except TypeError as error:
         if "unexpected keyword argument 'render_mode'" not in str(error):
             raise
-        raise UnsupportedEnvironment("its constructor needs a render_mode to record it") from error
+        raise UnsupportedEnvironment("to record it, give its constructor a render_mode") from error
 
     space, actions = env.observation_space, env.action_space
     if not isinstance(space, gym.spaces.Box):
@@ -294,7 +295,7 @@ class ImageNetwork(nn.Module):
 
 
 class FlatNetwork(nn.Module):
-    """π(a|s; θ) and V(s; θ) for all other observations: an MLP each."""
+    """π(a|s; θ) and V(s; θ) for all other observations, by an MLP for each."""
 
     def __init__(self, num_inputs: int, num_actions: int):
         super().__init__()
@@ -353,8 +354,8 @@ def act(network: Network, obs: Tensor) -> list[int]:
 class Shared:
     """The state of a run. A checkpoint is a copy of it.
 
-    Only the coordinator uses it, so it need not be in shared memory. It is laid out as in a3c.py,
-    with a counter for each environment, but all updates are counted in the first.
+    Only the coordinator uses it. As in a3c.py, it is in shared memory, and has a counter for each
+    environment, but all updates are counted in the first.
     """
 
     def __init__(self, network: Network, num_workers: int):
@@ -418,7 +419,7 @@ class Buffers:
 def step_environments(
     envs: dict[int, gym.Env], seeds: list[int], buffers: Buffers, pipe: Connection
 ) -> None:
-    """Steps the environments, by rank, whenever the coordinator asks; answers with episodes."""
+    """Steps or resets environments when the coordinator asks; sends the episodes that ended."""
     obs, actions, rewards = buffers.obs.numpy(), buffers.actions.numpy(), buffers.rewards.numpy()
     terminal, over = buffers.terminal.numpy(), buffers.over.numpy()
     for rank, env in envs.items():
@@ -514,7 +515,7 @@ class Environments:
             raise WorkerLost
 
     def why_lost(self) -> str:
-        """The traceback of the lost process, or its signal."""
+        """Why a process was lost: its traceback, its signal or exit code, or else a guess."""
         try:
             self.workers.join(timeout=5)
         except Exception as error:
@@ -599,7 +600,7 @@ class Segments:
 
 
 def play_segments(args: Args, network: Network, envs: Environments) -> Segments:
-    """Plays a segment of each environment: up to t_max steps, or until an episode or a life ends.
+    """Plays a segment of each environment: t_max steps, or fewer if its episode or a life ends.
 
     The network acts in all of them in one batch. After a signal the segments end early.
     """
@@ -975,7 +976,7 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
             while not (terminated or truncated):
                 if steps == limit:
                     what = f"{args.env_id}: an episode has not ended within {limit} steps"
-                    bad_input(f"{what}: register it with max_episode_steps")
+                    bad_input(f"{what}: register the environment with max_episode_steps")
                 batch = torch.as_tensor(np.array(obs))[None]  # (1, ...)
                 obs, _, terminated, truncated, info = env.step(act(network, batch)[0])
                 steps += 1
@@ -1164,7 +1165,7 @@ def start_workers(args: Args, seeds: list[int], buffers: Buffers, stop: Tensor) 
         for process in {*mp.active_children()} - {*others}:
             process.kill()
         if isinstance(error, OSError):  # too many files or processes
-            advice = "if there are too many, lower --num-workers"
+            advice = f"if there are too many, set --num-workers below {num_processes}"
             bad_input(f"cannot start {num_processes} processes: {error}: {advice}")
         raise
     return Environments(workers, coordinator_ends, buffers, stop)

@@ -10,7 +10,7 @@
 Every worker is a process with its own environment. It repeats, without waiting for the others:
 
     Snapshot   θ' ← θ
-    Act        a segment: t ≤ t_max steps with π(a|s; θ'), fewer if the episode ends
+    Act        a segment of t steps with π(a|s; θ'): t_max, or fewer if the episode ends
     Learn      R_i = r_i + γR_{i+1} from i = t-1 to 0,
                with R_t = 0 (terminal) or V(s_t; θ') (otherwise)
                Δθ = ∇_θ' Σ_i [-log π(a_i|s_i) (R_i - V(s_i)) - β H(π(s_i)) + c ½(R_i - V(s_i))²]
@@ -24,17 +24,17 @@ Every worker is a process with its own environment. It repeats, without waiting 
 Explained, with its results, in docs/algorithms/a3c.md.
 
 Where this file differs from the paper, or seems to:
-- g starts at 1; the paper does not say where. With orthogonal initial weights, a smaller ε and η,
-  and a larger α, Breakout and Pong are learned several times faster. The authors' settings, as far
-  as known, are --init paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99 --vf-coef 1
-  --total-timesteps 80000000.
+- g starts at 1; the paper does not say where. By default, initial weights are orthogonal, and for
+  images ε and η are smaller and α is larger, so that Breakout and Pong are learned within 10M steps
+  (docs/learning.md). The authors' settings, as far as known, are --init paper --learning-rate 7e-4
+  --rms-eps 0.1 --rms-alpha 0.99 --vf-coef 1 --total-timesteps 80000000.
 - One batched pass over a segment gives the gradient that Algorithm S3 accumulates step by step,
   because θ' does not change within a segment.
 - The entropy bonus is from section 4; Algorithm S3 leaves it out.
-- The value loss is c ½(R - V)² with c = 0.5, as in most reproductions. S3's (R - V)² is c = 2, and
-  an e-mail of the authors, who halve its gradient, c = 1.
+- The value loss is c ½(R - V)² with c = 0.5, as in several reproductions. S3 has (R - V)²,
+  which is c = 2; the authors, in an e-mail, halve its gradient, which is c = 1.
 - A time limit bootstraps from V of the last observation. A lost life in Atari ends the segment with
-  R = 0, but the game goes on.
+  R_t = 0, but the game goes on.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
     except TypeError as error:
         if "unexpected keyword argument 'render_mode'" not in str(error):
             raise
-        raise UnsupportedEnvironment("its constructor needs a render_mode to record it") from error
+        raise UnsupportedEnvironment("to record it, give its constructor a render_mode") from error
 
     space, actions = env.observation_space, env.action_space
     if not isinstance(space, gym.spaces.Box):
@@ -289,7 +289,7 @@ class ImageNetwork(nn.Module):
 
 
 class FlatNetwork(nn.Module):
-    """π(a|s; θ) and V(s; θ) for all other observations: an MLP each."""
+    """π(a|s; θ) and V(s; θ) for all other observations, by an MLP for each."""
 
     def __init__(self, num_inputs: int, num_actions: int):
         super().__init__()
@@ -802,7 +802,7 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
             while not (terminated or truncated):
                 if steps == limit:
                     what = f"{args.env_id}: an episode has not ended within {limit} steps"
-                    bad_input(f"{what}: register it with max_episode_steps")
+                    bad_input(f"{what}: register the environment with max_episode_steps")
                 obs, _, terminated, truncated, info = env.step(act(network, np.array(obs)))
                 steps += 1
             returns.append(float(info["episode"]["r"]))

@@ -10,7 +10,7 @@
 Every worker is a process with its own environment. It repeats, without waiting for the others:
 
     Snapshot   θ' ← θ
-    Act        a segment: t ≤ t_max ε-greedy steps by Q(s, ·; θ'), fewer if the episode ends
+    Act        a segment of t ε-greedy steps by Q(s, ·; θ'): t_max, or fewer if the episode ends
     Learn      R_i = r_i + γR_{i+1} from i = t-1 to 0,
                with R_t = 0 (terminal) or max_a Q(s_t, a; θ⁻) (otherwise)
                Δθ = ∇_θ' Σ_i ½(R_i - Q(s_i, a_i; θ'))²
@@ -31,7 +31,7 @@ Where this file differs from the paper, or seems to:
   because θ' does not change within a segment.
 - The squared error is halved, as in DQN, and so is its gradient.
 - A time limit bootstraps from the last observation. A lost life in Atari ends the segment with
-  R = 0, but the game goes on.
+  R_t = 0, but the game goes on.
 - Each worker draws its final ε once, not periodically: 0.1, 0.01 or 0.5, with probability 0.4, 0.3
   and 0.3. Worker 0 alone refreshes θ⁻.
 """
@@ -227,7 +227,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
     except TypeError as error:
         if "unexpected keyword argument 'render_mode'" not in str(error):
             raise
-        raise UnsupportedEnvironment("its constructor needs a render_mode to record it") from error
+        raise UnsupportedEnvironment("to record it, give its constructor a render_mode") from error
 
     space, actions = env.observation_space, env.action_space
     if not isinstance(space, gym.spaces.Box):
@@ -487,7 +487,7 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
 
         # Learn: Δθ from one pass over the segment
         states = torch.as_tensor(np.stack(observations))  # (t+1, ...)
-        # max_a Q(s_t, a; θ⁻)
+        # R_t = 0 (terminal) or max_a Q(s_t, a; θ⁻) (otherwise)
         bootstrap = 0.0 if terminal else target_network(states[t:]).max().item()
         returns = torch.tensor(n_step_returns(rewards, bootstrap, args.gamma))  # (t,)
         q_values = network(states[:t])[range(t), actions]  # Q(s_i, a_i; θ'), (t,)
@@ -809,7 +809,7 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
             while not (terminated or truncated):
                 if steps == limit:
                     what = f"{args.env_id}: an episode has not ended within {limit} steps"
-                    bad_input(f"{what}: register it with max_episode_steps")
+                    bad_input(f"{what}: register the environment with max_episode_steps")
                 obs, _, terminated, truncated, info = env.step(act(network, np.array(obs)))
                 steps += 1
             returns.append(float(info["episode"]["r"]))

@@ -27,8 +27,8 @@ Where this file differs from the paper, or seems to:
   RMSProp's ε are smaller, and α is larger (docs/hyperparameters.md). The authors' settings, as far
   as known, are --init paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99 --total-timesteps
   80000000.
-- The median of every image is subtracted from it, which makes its background black. On a bright
-  one, as in Pong, most channels of the first layer can die, or all units (docs/value_methods.md).
+- The median of every image, over its four screens, is subtracted from it: a bright background, as
+  in Pong, would kill most channels of the first layer, or all units (docs/value_methods.md).
 - Algorithm 1 reads the shared θ itself. The snapshot θ' keeps other workers from changing it
   between the forward and the backward pass of a batch. With one worker it makes no difference.
 - The steps to an update are counted from the last update; Algorithm 1 counts from the worker's
@@ -232,7 +232,7 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
     except TypeError as error:
         if "unexpected keyword argument 'render_mode'" not in str(error):
             raise
-        raise UnsupportedEnvironment("its constructor needs a render_mode to record it") from error
+        raise UnsupportedEnvironment("to record it, give its constructor a render_mode") from error
 
     space, actions = env.observation_space, env.action_space
     if not isinstance(space, gym.spaces.Box):
@@ -285,7 +285,7 @@ class ImageNetwork(nn.Module):
         x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
         if obs.dtype == torch.uint8:  # floats are taken as they are
             x = x / 255
-            # A bright background, as in Pong, would kill units. Every fourth pixel is enough.
+            # A bright background, as in Pong, would kill units. One pixel in sixteen is enough.
             background = x[:, :, ::4, ::4].flatten(1).median(1).values  # (B,)
             x = x - background.reshape(-1, 1, 1, 1)
         x = self.convs(x)  # (B, 32, 9, 9)
@@ -814,7 +814,7 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
             while not (terminated or truncated):
                 if steps == limit:
                     what = f"{args.env_id}: an episode has not ended within {limit} steps"
-                    bad_input(f"{what}: register it with max_episode_steps")
+                    bad_input(f"{what}: register the environment with max_episode_steps")
                 obs, _, terminated, truncated, info = env.step(act(network, np.array(obs)))
                 steps += 1
             returns.append(float(info["episode"]["r"]))

@@ -36,7 +36,7 @@ CHANGES = {  # runs of benchmark/studies/screening.py: label and colour
     "eps_1e-1": ("ε = 0.1", "#7570b3"),
     "g_0": ("g from 0", "#e7298a"),
     "init_paper_g_0": ("the paper's weights, g from 0", "#66a61e"),
-    "paper": ("all three, as in the paper", GREY),
+    "paper": ("all three undone", GREY),
 }
 
 
@@ -86,7 +86,7 @@ FIGURES_TO_DRAW = [
             title=game,
             curves=[
                 *scripts(f"{game}NoFrameskip-v4__{{}}__*/curve.csv"),
-                Curve("a3c.py, paper's settings", f"paper_settings/{game.lower()}_a3c.csv", GREY),
+                Curve("a3c.py, first edition", f"paper_settings/{game.lower()}_a3c.csv", GREY),
             ],
             panels=[RETURN],
             level=published(game),

@@ -4,7 +4,8 @@
 
 The runs in benchmark/results were made with earlier commits, which the headers of their curves
 name. Each of these scripts is run again, with the flags of its run but one worker (two environments
-for a2c.py) and 1,000 steps, and today's script as well. Writes benchmark/results/commits.csv: for
+for a2c.py) and 1,000 steps, and today's script as well. In the value methods, ε is annealed over 500
+of these steps, and the target network is refreshed every 200. Writes benchmark/results/commits.csv: for
 each run and commit, the largest difference between the two networks' parameters, and for scale the
 largest change of a parameter in the last 995 of the steps. Needs the repository's history. Takes
 five minutes.
@@ -45,6 +46,8 @@ def main() -> None:
             run, (curve_header, _) = curve.parent.name, read(curve)
             _, name, *flags = curve_header["command"].split()
             flags += ["--num-workers", "2" if name == "a2c.py" else "1"]
+            if "--target-interval" in flags:
+                flags += ["--exploration-steps", "500", "--target-interval", "200"]
             today = train(ROOT / name, flags, STEPS)
             change = (today - train(ROOT / name, flags, 5)).abs().max()
 
