@@ -24,9 +24,12 @@ Every worker is a process with its own environment. It repeats, without waiting 
 Explained, with its results, in docs/algorithms/nstep_q_async.md.
 
 Where this file differs from the paper, or seems to:
-- g starts at 1; the paper does not say where. For images, initial weights are orthogonal, and η and
-  RMSProp's ε are smaller (docs/hyperparameters.md). The authors' settings, as far as known, are
-  --init paper --learning-rate 7e-4 --rms-eps 0.1 --total-timesteps 80000000.
+- g starts at 1; the paper does not say where. For images, initial weights are orthogonal, η and
+  RMSProp's ε are smaller, and α is larger (docs/hyperparameters.md). The authors' settings, as far
+  as known, are --init paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99 --total-timesteps
+  80000000.
+- The median of every image is subtracted from it, which makes its background black. On a bright
+  one, as in Pong, most channels of the first layer can die, or all units (docs/value_methods.md).
 - One batched pass over a segment gives the gradient that Algorithm S2 accumulates step by step,
   because θ' does not change within a segment.
 - The squared error is halved, as in DQN, and so is its gradient.
@@ -112,7 +115,7 @@ class Args:
 
     # Optimizer
     learning_rate: float = 0.0  # initial η, decays to zero; 0: 1.75e-4 for images, else 0.01
-    rms_alpha: float = 0.99  # decay of RMSProp's mean square g, per update (α)
+    rms_alpha: float = 0.0  # decay of RMSProp's mean square g (α); 0: 0.9994 for images, else 0.99
     rms_eps: float = 0.0  # added under RMSProp's root (its ε); 0: 6e-7 for images, else 0.1
     max_grad_norm: float = 40.0  # larger gradients are scaled down to this global norm
 
@@ -130,6 +133,7 @@ def choose_defaults(args: Args, images: bool) -> Args:
         args,
         total_timesteps=args.total_timesteps or (10_000_000 if images else 300_000),
         learning_rate=args.learning_rate or (1.75e-4 if images else 0.01),
+        rms_alpha=args.rms_alpha or (0.9994 if images else 0.99),
         rms_eps=args.rms_eps or (6e-7 if images else 0.1),
         exploration_steps=args.exploration_steps or (1_000_000 if images else 25_000),
         target_interval=args.target_interval or (10_000 if images else 250),
@@ -280,6 +284,9 @@ class ImageNetwork(nn.Module):
         x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
         if obs.dtype == torch.uint8:  # floats are taken as they are
             x = x / 255
+            # A bright background, as in Pong, would kill units. Every fourth pixel is enough.
+            background = x[:, :, ::4, ::4].flatten(1).median(1).values  # (B,)
+            x = x - background.reshape(-1, 1, 1, 1)
         x = self.convs(x)  # (B, 32, 9, 9)
         # No copy, since make_network stores the convolutions channels last.
         x = x.permute(0, 2, 3, 1).flatten(1)  # (B, 9·9·32)
