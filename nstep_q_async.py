@@ -28,8 +28,8 @@ Where this file differs from the paper, or seems to:
   RMSProp's ε are smaller, and α is larger (docs/hyperparameters.md). The authors' settings, as far
   as known, are --init paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99 --total-timesteps
   80000000.
-- The median of every image is subtracted from it, which makes its background black. On a bright
-  one, as in Pong, most channels of the first layer can die, or all units (docs/value_methods.md).
+- The median of every image, over its four screens, is subtracted from it: a bright background, as
+  in Pong, would kill most channels of the first layer, or all units (docs/value_methods.md).
 - One batched pass over a segment gives the gradient that Algorithm S2 accumulates step by step,
   because θ' does not change within a segment.
 - The squared error is halved, as in DQN, and so is its gradient.
@@ -284,7 +284,7 @@ class ImageNetwork(nn.Module):
         x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
         if obs.dtype == torch.uint8:  # floats are taken as they are
             x = x / 255
-            # A bright background, as in Pong, would kill units. Every fourth pixel is enough.
+            # A bright background, as in Pong, would kill units. One pixel in sixteen is enough.
             background = x[:, :, ::4, ::4].flatten(1).median(1).values  # (B,)
             x = x - background.reshape(-1, 1, 1, 1)
         x = self.convs(x)  # (B, 32, 9, 9)

@@ -144,27 +144,38 @@ FIGURES_TO_DRAW = [
         panels=[RETURN],
         end=2.5,
     ),
-    *(
-        Figure(
-            name=f"nstep_{game.lower()}",
-            title=f"nstep_q_async.py on {game}",
-            curves=[
-                Curve(
-                    "defaults (α = 0.99)",
-                    f"{game}NoFrameskip-v4__nstep_q_async__1/curve.csv",
-                    "#1b9e77",
-                ),
-                Curve("α = 0.9994", f"nstep_settings/{game.lower()}_alpha0.9994.csv", "#d95f02"),
-                Curve(
-                    "α = 0.9994, η = 5e-5, gain 1",
-                    f"nstep_settings/{game.lower()}_eta5e-5_gain1.csv",
-                    "#7570b3",
-                ),
-            ],
-            panels=[RETURN, EXPLAINED],
-            legend_below=True,
-        )
-        for game in ("Breakout", "Pong")
+    Figure(
+        name="median",
+        title="a2c.py on Pong",
+        curves=[
+            Curve("images without their median", "median/pong_a2c.csv", "#d95f02"),
+            Curve("as they are, seed 1", "PongNoFrameskip-v4__a2c__1/curve.csv", "#1b9e77"),
+            Curve("as they are, seed 2", "PongNoFrameskip-v4__a2c__2/curve.csv", "#7570b3"),
+        ],
+        panels=[RETURN],
+    ),
+    Figure(
+        name="nstep_pong",
+        title="nstep_q_async.py on Pong",
+        curves=[
+            Curve("defaults", "PongNoFrameskip-v4__nstep_q_async__1/curve.csv", "#e7298a"),
+            Curve("images as they are", "nstep_settings/pong_alpha0.9994.csv", "#d95f02"),
+            Curve("same, α = 0.99", "nstep_settings/pong_alpha0.99.csv", "#1b9e77"),
+            Curve("same, η = 5e-5, gain 1", "nstep_settings/pong_eta5e-5_gain1.csv", "#7570b3"),
+        ],
+        panels=[RETURN, EXPLAINED],
+        legend_below=True,
+    ),
+    Figure(
+        name="nstep_breakout",
+        title="nstep_q_async.py on Breakout",
+        curves=[
+            Curve("defaults", "nstep_settings/breakout_alpha0.9994.csv", "#e7298a"),
+            Curve("α = 0.99", "BreakoutNoFrameskip-v4__nstep_q_async__1/curve.csv", "#1b9e77"),
+            Curve("η = 5e-5, gain 1", "nstep_settings/breakout_eta5e-5_gain1.csv", "#7570b3"),
+        ],
+        panels=[RETURN, EXPLAINED],
+        legend_below=True,
     ),
     Figure(
         name="metrics_actor_critic",
@@ -184,7 +195,7 @@ FIGURES_TO_DRAW = [
     Figure(
         name="metrics_value",
         title="nstep_q_async.py on Breakout",
-        curves=[Curve("defaults", "BreakoutNoFrameskip-v4__nstep_q_async__1/curve.csv", "#7570b3")],
+        curves=[Curve("α = 0.99", "BreakoutNoFrameskip-v4__nstep_q_async__1/curve.csv", "#7570b3")],
         panels=[
             RETURN,
             ("losses/q_values", "Q of the actions taken"),

@@ -458,11 +458,9 @@ def test_every_100_updates_send_their_means(script, monkeypatch):
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", *TOYS[2:]])
-def test_n_step_q_with_one_step_is_one_step_q(tmp_path, monkeypatch, env_id):
-    # The median of images is the other difference.
-    monkeypatch.setattr(onestep_q_async, "ImageNetwork", nstep_q_async.ImageNetwork)
+def test_n_step_q_with_one_step_is_one_step_q(tmp_path, env_id):
     flags = dict(env_id=env_id, num_workers=1, num_steps=1, total_timesteps=100)
-    flags |= dict(target_interval=30, exploration_steps=50, rms_alpha=0.99)
+    flags |= dict(target_interval=30, exploration_steps=50)
     n_step, one_step = (
         checkpoint(train(script, tmp_path / script.__name__, **flags))
         for script in (nstep_q_async, onestep_q_async)

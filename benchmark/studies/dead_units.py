@@ -2,10 +2,10 @@
 
     python benchmark/studies/dead_units.py
 
-Trains with seed 1, 16 workers and the settings in RUNS. For each checkpoint, it measures on 200
-screens of random play which share of each layer's units varies: a unit is an output channel of a
-convolution, or one of the hidden layer's outputs. Writes benchmark/results/dead_units.csv, with
-these columns:
+Trains with seed 1, 16 workers and the settings in RUNS, and with images as they are. For each
+checkpoint, it measures on 200 screens of random play which share of each layer's units varies: a
+unit is an output channel of a convolution, or one of the hidden layer's outputs. Writes
+benchmark/results/dead_units.csv, with these columns:
 
     q_gain                of the initial weights of Q; empty where there is no Q
     step                  agent steps of all workers
@@ -140,7 +140,7 @@ def watch(run_settings: tuple[str, ...], centred: bool = False) -> list[tuple]:
         if q_gain:
             assert text.count(GAIN) == 1, f"{name}.py has changed: {GAIN!r} is not in it"
             text = text.replace(GAIN, f"q.weight, gain={q_gain}")
-        text = text.replace(BACKGROUND, "")  # which the one-step methods subtract
+        text = text.replace(BACKGROUND, "")  # which the value methods subtract
         if centred:
             assert text.count(SCALED) == 1, f"{name}.py has changed: {SCALED!r} is not in it"
             text = text.replace(SCALED, CENTRED)
