@@ -153,6 +153,7 @@ FIGURES_TO_DRAW = [
             Curve("as they are, seed 2", "PongNoFrameskip-v4__a2c__2/curve.csv", "#7570b3"),
         ],
         panels=[RETURN],
+        legend_below=True,
     ),
     Figure(
         name="nstep_pong",
