@@ -222,7 +222,8 @@ def test_a_start_that_fails_leaves_no_process(script, tmp_path, monkeypatch, cap
         monkeypatch.setattr(mp.get_context("fork").Process, "start", fails_at_the_second)
         if isinstance(error, OSError):  # too much for the machine
             train(script, tmp_path, code=2, env_id="CartPole-v1", total_timesteps=10**9)
-            told = r"error: cannot start 2 \w+: no more processes: .* (lower|set) --num-workers"
+            advice = "(lower --num-workers|set --num-workers below 2)"
+            told = rf"error: cannot start 2 \w+: no more processes: .* {advice}\n$"
             assert re.search(told, capsys.readouterr().err)
         else:
             with pytest.raises(KeyError):
