@@ -281,6 +281,9 @@ class ImageNetwork(nn.Module):
         x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
         if obs.dtype == torch.uint8:  # floats are taken as they are
             x = x / 255
+            # A bright background, as in Pong, would kill units. One pixel in sixteen is enough.
+            background = x[:, :, ::4, ::4].flatten(1).median(1).values  # (B,)
+            x = x - background.reshape(-1, 1, 1, 1)
         x = self.convs(x)  # (B, 32, 9, 9)
         # No copy, since make_network stores the convolutions channels last.
         x = x.permute(0, 2, 3, 1).flatten(1)  # (B, 9·9·32)
