@@ -33,6 +33,8 @@ Where this file departs from A3C's published settings:
   images ε is smaller, so that Breakout and Pong are learned within 10M steps (docs/learning.md).
   The authors' settings, as far as known, are --init paper --learning-rate 7e-4 --rms-eps 0.1
   --vf-coef 1 --total-timesteps 80000000.
+- The median of every image, over its four screens, is subtracted from it: a bright background, as
+  in Pong, would kill most channels of the first layer (docs/learning.md).
 - The value loss is c ½(R - V)² with c = 0.5, as in several reproductions. S3 has (R - V)²,
   which is c = 2; the authors, in an e-mail, halve its gradient, which is c = 1.
 - A time limit bootstraps from V of the last observation. A lost life in Atari ends the segment with

@@ -28,6 +28,8 @@ Where this file differs from the paper, or seems to:
   images ε and η are smaller and α is larger, so that Breakout and Pong are learned within 10M steps
   (docs/learning.md). The authors' settings, as far as known, are --init paper --learning-rate 7e-4
   --rms-eps 0.1 --rms-alpha 0.99 --vf-coef 1 --total-timesteps 80000000.
+- The median of every image, over its four screens, is subtracted from it: a bright background, as
+  in Pong, would kill most channels of the first layer (docs/learning.md).
 - One batched pass over a segment gives the gradient that Algorithm S3 accumulates step by step,
   because θ' does not change within a segment.
 - The entropy bonus is from section 4; Algorithm S3 leaves it out.

@@ -53,7 +53,7 @@ start_run claim_run lock load_params make_buffers start_workers watch num_cores 
 BUDGETS = {
     ("onestep_q_async", "sarsa_async"): 40,
     ("sarsa_async", "nstep_q_async"): 70,
-    ("nstep_q_async", "a3c"): 195,
+    ("nstep_q_async", "a3c"): 190,
     ("a3c", "a2c"): 490,
 }
 

@@ -140,7 +140,8 @@ def watch(run_settings: tuple[str, ...], centred: bool = False) -> list[tuple]:
         if q_gain:
             assert text.count(GAIN) == 1, f"{name}.py has changed: {GAIN!r} is not in it"
             text = text.replace(GAIN, f"q.weight, gain={q_gain}")
-        text = text.replace(BACKGROUND, "")  # which the value methods subtract
+        assert text.count(BACKGROUND) == 1, f"{name}.py has changed: {BACKGROUND!r} is not in it"
+        text = text.replace(BACKGROUND, "")
         if centred:
             assert text.count(SCALED) == 1, f"{name}.py has changed: {SCALED!r} is not in it"
             text = text.replace(SCALED, CENTRED)

@@ -94,9 +94,17 @@ def play(envs: list, network: a2c.Network, obs: np.ndarray, args: a2c.Args) -> t
 @torch.inference_mode()
 def diagnostics(network: a2c.ImageNetwork, states: torch.Tensor, logits: torch.Tensor) -> tuple:
     """units_conv, units_hidden and spread of the last batch."""
-    x = states.permute(0, 3, 1, 2).float() / 255
-    convs = network.convs(x)
-    hidden = network.hidden(convs.permute(0, 2, 3, 1).flatten(1))
+    outputs: list[torch.Tensor] = []  # of both convolutions and the hidden layer
+    hooks = [
+        module.register_forward_hook(lambda module, args, result: outputs.append(result))
+        for module in network.modules()
+        if isinstance(module, torch.nn.ReLU)
+    ]
+    network(states)
+    for hook in hooks:
+        hook.remove()
+
+    _, convs, hidden = outputs
     shares = []
     for on in ((convs > 0).float().mean((0, 2, 3)), (hidden > 0).float().mean(0)):
         shares.append(((on > 0) & (on < 1)).float().mean().item())

@@ -41,6 +41,7 @@ LEARN_FROM_GRAPHS = """        outputs.append(network(states[-1:]))
         outputs.clear()
 """
 PROBS_BY_PRODUCTS = """    x = torch.as_tensor(obs).float() / 255
+    x = x - x[::4, ::4].median()
     for conv in network.convs[0], network.convs[2]:
         size, stride = conv.kernel_size[0], conv.stride[0]
         patches = x.unfold(0, size, stride).unfold(1, size, stride).permute(0, 1, 3, 4, 2)
