@@ -1229,6 +1229,8 @@ def main(args: Args) -> list[float] | None:
                 warn(f"{SCRIPT.name}: a worker was lost: {envs.why_lost()}")
         except FloatingPointError as error:
             warn(f"{SCRIPT.name}: error: {error}")
+            with contextlib.suppress(WorkerLost):
+                envs.close()
         finally:
             signals.ignore()
             torch.set_num_threads(1)  # main may be called again, and fork

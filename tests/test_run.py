@@ -408,9 +408,14 @@ def test_an_environment_that_fails_to_close_is_told(script, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["RewardNaN", "RewardInf", "SeenNaN"])
-def test_nan_or_infinity_ends_the_run_before_it_spreads(script, tmp_path, capsys, kind):
+def test_nan_or_infinity_ends_the_run_before_it_spreads(
+    script, tmp_path, tmp_path_factory, monkeypatch, capsys, kind
+):
+    toys = tmp_path_factory.mktemp("toys")
+    monkeypatch.setenv("TOY_DIR", str(toys))
     flags = {"env_id": f"toy_envs:{kind}-v0", "total_timesteps": 10**6}
     train(script, tmp_path, code=1, **flags)
+    assert list(toys.glob("* is closed"))
     err = capsys.readouterr().err
     assert re.search("gradient's norm is (nan|inf)|π is NaN", err)
     (run_dir,) = tmp_path.iterdir()
@@ -421,7 +426,7 @@ def test_nan_or_infinity_ends_the_run_before_it_spreads(script, tmp_path, capsys
 @OF_ONE
 def test_nan_ends_an_optimized_run(script, tmp_path):
     command = [sys.executable, "-O", script.__file__, "--env-id", "toy_envs:RewardNaN-v0"]
-    env = {**os.environ, "PYTHONPATH": str(TESTS)}
+    env = {**os.environ, "PYTHONPATH": str(TESTS), "TOY_DIR": str(tmp_path)}
     run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert run.returncode == 1 and "FloatingPointError: the gradient's norm is nan" in run.stderr
     assert_usable(*tmp_path.glob("runs/*"))

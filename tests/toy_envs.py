@@ -331,6 +331,10 @@ class Spoilt(Count):
     def reward(self, action):
         return self.bad_reward if self.resets == 30 else 1.0
 
+    def close(self):
+        if self.resets == 30:
+            Path(os.environ["TOY_DIR"], f"{os.getpid()} is closed").touch()
+
 
 class Image(Count):
     """Noise, which pays for action 2 of 4."""
