@@ -144,16 +144,23 @@ FIGURES_TO_DRAW = [
         panels=[RETURN],
         end=2.5,
     ),
-    Figure(
-        name="median",
-        title="a2c.py on Pong",
-        curves=[
-            Curve("images without their median", "median/pong_a2c.csv", "#d95f02"),
-            Curve("as they are, seed 1", "PongNoFrameskip-v4__a2c__1/curve.csv", "#1b9e77"),
-            Curve("as they are, seed 2", "PongNoFrameskip-v4__a2c__2/curve.csv", "#7570b3"),
-        ],
-        panels=[RETURN],
-        legend_below=True,
+    *(
+        Figure(
+            name=f"median_{script}",
+            title=f"{script}.py on Pong, two seeds each",
+            curves=[
+                Curve(
+                    "images without their median",
+                    f"PongNoFrameskip-v4__{script}__?/curve.csv",
+                    "#d95f02",
+                ),
+                Curve("images as they are", f"images_as_they_are/pong_{script}_?.csv", "#1b9e77"),
+            ],
+            panels=[RETURN],
+            legend_below=True,
+            each_seed=True,
+        )
+        for script in ("a2c", "a3c")
     ),
     Figure(
         name="nstep_pong",

@@ -61,13 +61,10 @@ def test_the_table_of_dead_units_is_that_of_its_file():
     last = units_at_the_end("dead_units.csv")
     expected = []
     for (script, _, *settings), measured in sorted(last.items(), key=lambda item: item[0][0]):
-        # Today's value methods take other images.
-        default = script == "a3c" and settings == ["1.75e-4", "0.9994", "6e-7", ""]
-        name = f"{script}.py, default" if default else f"{script}.py"
-        expected.append(f"| {' | '.join([name, *settings, *measured])} |")
+        expected.append(f"| {' | '.join([f'{script}.py', *settings, *measured])} |")
 
     text = (ROOT / "docs" / "value_methods.md").read_text()
-    assert re.findall(r"^\| \w+\.py(?:, default)? \| [\d.]+e.*", text, re.MULTILINE) == expected
+    assert re.findall(r"^\| \w+\.py \| [\d.]+e.*", text, re.MULTILINE) == expected
 
 
 def test_the_table_of_healthy_runs_is_that_of_their_curves():
