@@ -83,6 +83,35 @@ def test_the_table_of_healthy_runs_is_that_of_their_curves():
         assert script in path and cells.split(" | ") == expected
 
 
+def stays_above(returns, level):
+    """The step in millions from which on all returns, by step, are above the level."""
+    below = [index for index, value in enumerate(returns.values()) if value <= level]
+    return f"{int([*returns][below[-1] + 1]) / 1e6:g}"
+
+
+def test_the_table_of_images_without_their_median_is_that_of_the_curves():
+    text = (ROOT / "docs" / "learning.md").read_text()
+    rows = re.findall(
+        r"^\| (a[23]c)\.py, .*\]\(\.\./(.*\.csv)\) \| (.*) \| (.*) \| (.*) \|$", text, re.MULTILINE
+    )
+    files = [
+        file
+        for pattern in ("images_as_they_are/*.csv", "PongNoFrameskip-v4__a?c__*/curve.csv")
+        for file in ROOT.glob(f"benchmark/results/{pattern}")
+    ]
+    assert {path for _, path, *_ in rows} == {str(file.relative_to(ROOT)) for file in files}
+    for script, path, *cells in rows:
+        lines = [line for line in (ROOT / path).read_text().splitlines() if line[0] != "#"]
+        returns = {
+            row["step"]: float(row["charts/episodic_return"])
+            for row in csv.DictReader(lines)
+            if row["charts/episodic_return"]
+        }
+        after_1M = f"{returns['1000000']:.1f}".replace("-", "−")
+        assert script in path
+        assert cells == [after_1M, stays_above(returns, 0), stays_above(returns, 10)]
+
+
 def test_the_results_in_the_readme_are_those_of_the_evaluation():
     lines = (ROOT / "benchmark" / "results" / "evaluation.csv").read_text().splitlines()
     expected = {}
