@@ -108,7 +108,7 @@ FIGURES_TO_DRAW = [
     *(
         Figure(
             name=f"changes_{game.lower()}",
-            title=f"{game}: a2c.py's defaults, and what happens without each change",
+            title=f"{game}: a2c.py with images as they are, and without each change",
             curves=[
                 Curve(label, f"screening/{game}_{run}_?.csv", colour)
                 for run, (label, colour) in CHANGES.items()

@@ -124,7 +124,7 @@ def test_the_results_in_the_readme_are_those_of_the_evaluation():
         if args["rms_alpha"] != module.choose_defaults(module.Args(), images=True).rms_alpha:
             name += f", `--rms-alpha {args['rms_alpha']}`"
         returns = np.array(row["returns"].split(), dtype=float)
-        digits = 0 if returns.mean() > 20 else 1
+        digits = 1 if env_id.startswith("Pong") else 0
         mean, std = f"{returns.mean():.{digits}f}", f"{returns.std():.{digits}f}"
         expected[name] = [f"{int(row['steps']) / 1e6:.2f}M", f"{mean} ± {std}"]
 
