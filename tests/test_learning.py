@@ -26,7 +26,7 @@ def test_it_learns_from_pixels(script, tmp_path, seed):
     env_id, flags = "toy_envs:Colour-v0", {}
     if script.__name__ in VALUE_METHODS:
         flags = dict(exploration_steps=2000, target_interval=500)
-    run_dir = train(script, tmp_path, env_id=env_id, total_timesteps=4000, seed=seed, **flags)
+    run_dir = train(script, tmp_path, env_id=env_id, total_timesteps=8000, seed=seed, **flags)
     returns = script.main(script.Args(env_id=env_id, evaluate=str(run_dir), eval_episodes=20))
     assert np.mean(returns) > 7
 
