@@ -162,7 +162,7 @@ class Atari(gym.Wrapper):
         super().__init__(env)
         self.ale = env.get_wrapper_attr("ale")
         self.observation_space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
-        self.metadata = {**env.metadata, "render_fps": 15}
+        self.metadata = {**env.metadata, "render_fps": 15}  # 60 frames per second, four per step
 
     def reset(self, *, seed=None, options=None):
         screen, info = self.env.reset(seed=seed, options=options)
@@ -216,9 +216,10 @@ def is_image(space: gym.spaces.Box) -> bool:
 def make_env(env_id: str, video: bool = False) -> gym.Env:
     """Makes an environment. Images come out as uint8 of shape (84, 84, 4), anything else as it is.
 
-    An observation of that shape is taken for an image that is ready. For Atari, the paper's
-    preprocessing applies, whatever the id's frame skip, and rewards are clipped to their sign.
-    Raises UnsupportedEnvironment, ImportError, or what Gymnasium or the environment raises.
+    Observations that already have that shape count as preprocessed and are not changed, whatever
+    their type. For Atari, the paper's preprocessing applies, whatever the id's frame skip, and
+    rewards are clipped to their sign. Raises UnsupportedEnvironment, ImportError, or what Gymnasium
+    or the environment raises.
     """
     module, _, name = env_id.rpartition(":")
     if env_id.startswith((".", ":")):
@@ -259,8 +260,8 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
         if space.shape[2:] == (3,):
             env = gym.wrappers.GrayscaleObservation(env)
         # Not ResizeObservation, which fails with one channel before Gymnasium 1.4.
-        screen = gym.spaces.Box(0, 255, (84, 84), np.uint8)
-        env = gym.wrappers.TransformObservation(env, resize, screen)
+        small = gym.spaces.Box(0, 255, (84, 84), np.uint8)
+        env = gym.wrappers.TransformObservation(env, resize, small)
         env = gym.wrappers.FrameStackObservation(env, 4)
         space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
         env = gym.wrappers.TransformObservation(env, lambda obs: cv2.merge([*obs]), space)
@@ -289,7 +290,8 @@ class ImageNetwork(nn.Module):
         x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
         if obs.dtype == torch.uint8:  # floats are taken as they are
             x = x / 255
-            # A bright background, as in Pong, would kill units. One pixel in sixteen is enough.
+            # A bright background, as in Pong, would kill units. For the median, every fourth row
+            # and column is enough.
             background = x[:, :, ::4, ::4].flatten(1).median(1).values  # (B,)
             x = x - background.reshape(-1, 1, 1, 1)
         x = self.convs(x)  # (B, 32, 9, 9)
@@ -300,7 +302,7 @@ class ImageNetwork(nn.Module):
 
 
 class FlatNetwork(nn.Module):
-    """π(a|s; θ) and V(s; θ) for all other observations, by an MLP for each."""
+    """π(a|s; θ) and V(s; θ) for all other observations: two separate MLPs."""
 
     def __init__(self, num_inputs: int, num_actions: int):
         super().__init__()
@@ -628,7 +630,7 @@ def play_segments(args: Args, network: Network, envs: Environments) -> Segments:
         playing = [
             rank for rank in playing if len(actions[rank]) < args.num_steps and not ended[rank]
         ]
-        if envs.stop:
+        if envs.stop:  # checked after a step, so that no segment is empty
             break
     return Segments(observations, actions, rewards, episodes)
 
@@ -637,7 +639,7 @@ def coordinator(
     args: Args, shared: Shared, network: Network, envs: Environments, seed: int, recorder: Recorder
 ) -> None:
     """Acts in all environments and learns from all segments at once, until T_max or a signal."""
-    action_rng.seed(seed)  # worker 0's: with one environment, the actions are those of a3c.py
+    action_rng.seed(seed)  # as in worker 0 of a3c.py: with one environment, the same actions
     log = WorkerLog(recorder.log)
     envs.receive()  # waits for the first observations
 
@@ -698,7 +700,7 @@ def seed_generators(seed: int) -> None:
 
 
 def interrupt(signum: int, frame: object) -> None:
-    """Raises KeyboardInterrupt once: the kernel may repeat its SIGINT, and cut close() short."""
+    """Raises KeyboardInterrupt, and ignores further SIGINTs, which would cut close() short."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
@@ -706,8 +708,8 @@ def interrupt(signum: int, frame: object) -> None:
 def prepare_worker(seed: int) -> None:
     """Seeds a worker, and replaces the signal handlers that a fork copies from main."""
     seed_generators(seed)
-    # SIGINT is Ctrl-C, and what the kernel sends when main dies (on Linux, by PyTorch's request,
-    # but not under forkserver).
+    # SIGINT comes from Ctrl-C. When main dies, Linux sends it too, perhaps repeatedly: PyTorch asks
+    # for that (in vain under forkserver, where main is not the parent).
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how PyTorch ends the others if one is lost
     if hasattr(signal, "SIGHUP"):
@@ -724,13 +726,13 @@ def end_children() -> None:
 def limit_cleanup() -> Iterator[None]:
     """Once the block has raised, gives the process some seconds to clean up, and then ends it.
 
-    A close() or a thread of the environment may hang, and main would never get the traceback.
+    Otherwise, a close() or a thread that hangs would keep the traceback from main forever.
     """
     try:
         yield
     except BaseException as error:  # sys.exit() and KeyboardInterrupt as well
         text = traceback.format_exc()
-        # After a Ctrl-C, main, if it lives, kills hanging workers within 10 seconds.
+        # After a Ctrl-C, wait longer than main, which kills hanging workers within 10 seconds.
         seconds = 15 if isinstance(error, KeyboardInterrupt) else 10
 
         def end() -> None:
@@ -777,13 +779,13 @@ class WorkerLog:
         if len(self.updates) < 100:
             return
 
-        all_stats, all_estimates, all_targets = zip(*self.updates, strict=True)
+        stats_list, estimates_list, targets_list = zip(*self.updates, strict=True)
         self.updates.clear()
-        means = {tag: float(np.mean([update[tag] for update in all_stats])) for tag in stats}
-        targets = torch.cat(all_targets)
-        errors = targets - torch.cat(all_estimates)
-        if targets.var() > 0:
-            means["losses/explained_variance"] = 1 - float(errors.var() / targets.var())
+        means = {tag: float(np.mean([update[tag] for update in stats_list])) for tag in stats}
+        all_targets = torch.cat(targets_list)
+        errors = all_targets - torch.cat(estimates_list)
+        if all_targets.var() > 0:
+            means["losses/explained_variance"] = 1 - float(errors.var() / all_targets.var())
         self.send((step, means))
 
     def episode(self, step: int, episode: dict[str, Any]) -> None:
@@ -1134,7 +1136,7 @@ def load_params(network: Network, checkpoint: dict[str, Any], path: str) -> None
 
 
 def make_buffers(args: Args) -> Buffers:
-    """Makes the buffers, for observations of the shape that the environment returns."""
+    """Makes the buffers for observations as reset() returns them, whatever the space declares."""
     with make_env(args.env_id) as env:
         obs = np.asarray(env.reset()[0])
 
@@ -1187,8 +1189,8 @@ def main(args: Args) -> list[float] | None:
     """Trains, or with args.evaluate plays episodes and returns a list of their returns.
 
     From Python, pass the run's own arguments along with resume or evaluate: only the command line
-    takes them from the checkpoint. Exits with code 1 if a run is not completed, 2 for bad input,
-    and 128 + n after signal n.
+    takes them from the checkpoint. Exits with code 2 for bad input, 128 + n if signal n stopped the
+    run, and 1 if a worker was lost or the run is not complete for another reason.
     """
     args, network = prepare_run(validate_args(args))
     if args.evaluate:
@@ -1239,7 +1241,8 @@ def main(args: Args) -> list[float] | None:
             saved = save_checkpoint(shared, args, run_dir)
             complete = saved and int(shared.steps.sum()) >= args.total_timesteps
             if not complete and (run_dir / "checkpoint.pt").exists():
-                # Slashes: shlex would put backslashes in quotes, which cmd.exe does not know.
+                # Slashes: shlex would put single quotes around backslashes, and cmd.exe does not
+                # know single quotes.
                 command = ["python", SCRIPT.as_posix(), "--resume", run_dir.as_posix()]
                 warn(f"to continue: {shlex.join(command)}")
 

@@ -161,7 +161,7 @@ class Atari(gym.Wrapper):
         super().__init__(env)
         self.ale = env.get_wrapper_attr("ale")
         self.observation_space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
-        self.metadata = {**env.metadata, "render_fps": 15}
+        self.metadata = {**env.metadata, "render_fps": 15}  # 60 frames per second, four per step
 
     def reset(self, *, seed=None, options=None):
         screen, info = self.env.reset(seed=seed, options=options)
@@ -215,9 +215,10 @@ def is_image(space: gym.spaces.Box) -> bool:
 def make_env(env_id: str, video: bool = False) -> gym.Env:
     """Makes an environment. Images come out as uint8 of shape (84, 84, 4), anything else as it is.
 
-    An observation of that shape is taken for an image that is ready. For Atari, the paper's
-    preprocessing applies, whatever the id's frame skip, and rewards are clipped to their sign.
-    Raises UnsupportedEnvironment, ImportError, or what Gymnasium or the environment raises.
+    Observations that already have that shape count as preprocessed and are not changed, whatever
+    their type. For Atari, the paper's preprocessing applies, whatever the id's frame skip, and
+    rewards are clipped to their sign. Raises UnsupportedEnvironment, ImportError, or what Gymnasium
+    or the environment raises.
     """
     module, _, name = env_id.rpartition(":")
     if env_id.startswith((".", ":")):
@@ -258,8 +259,8 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
         if space.shape[2:] == (3,):
             env = gym.wrappers.GrayscaleObservation(env)
         # Not ResizeObservation, which fails with one channel before Gymnasium 1.4.
-        screen = gym.spaces.Box(0, 255, (84, 84), np.uint8)
-        env = gym.wrappers.TransformObservation(env, resize, screen)
+        small = gym.spaces.Box(0, 255, (84, 84), np.uint8)
+        env = gym.wrappers.TransformObservation(env, resize, small)
         env = gym.wrappers.FrameStackObservation(env, 4)
         space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
         env = gym.wrappers.TransformObservation(env, lambda obs: cv2.merge([*obs]), space)
@@ -287,7 +288,8 @@ class ImageNetwork(nn.Module):
         x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
         if obs.dtype == torch.uint8:  # floats are taken as they are
             x = x / 255
-            # A bright background, as in Pong, would kill units. One pixel in sixteen is enough.
+            # A bright background, as in Pong, would kill units. For the median, every fourth row
+            # and column is enough.
             background = x[:, :, ::4, ::4].flatten(1).median(1).values  # (B,)
             x = x - background.reshape(-1, 1, 1, 1)
         x = self.convs(x)  # (B, 32, 9, 9)
@@ -461,10 +463,10 @@ def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor
 
 
 def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: WorkerLog) -> None:
-    """One actor-learner (Algorithm 1), the one with number `rank`.
+    """Actor-learner number `rank` (Algorithm 1).
 
-    `seed` is that of its environment. `step` is T at the snapshot, `t` the length of the segment.
-    The log uses `step + t`, which is T at the update without the steps that others took meanwhile.
+    `seed` seeds its environment. `step` is T at the snapshot, `t` the length of the segment. The
+    log uses `step + t`: T at the update, not counting what other workers did in the meantime.
     """
     network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
     target_network = make_network(env, args.init).requires_grad_(False)
@@ -542,7 +544,7 @@ def seed_generators(seed: int) -> None:
 
 
 def interrupt(signum: int, frame: object) -> None:
-    """Raises KeyboardInterrupt once: the kernel may repeat its SIGINT, and cut close() short."""
+    """Raises KeyboardInterrupt, and ignores further SIGINTs, which would cut close() short."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
@@ -550,8 +552,8 @@ def interrupt(signum: int, frame: object) -> None:
 def prepare_worker(seed: int) -> None:
     """Seeds a worker, and replaces the signal handlers that a fork copies from main."""
     seed_generators(seed)
-    # SIGINT is Ctrl-C, and what the kernel sends when main dies (on Linux, by PyTorch's request,
-    # but not under forkserver).
+    # SIGINT comes from Ctrl-C. When main dies, Linux sends it too, perhaps repeatedly: PyTorch asks
+    # for that (in vain under forkserver, where main is not the parent).
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how PyTorch ends the others if one is lost
     if hasattr(signal, "SIGHUP"):
@@ -568,13 +570,13 @@ def end_children() -> None:
 def limit_cleanup() -> Iterator[None]:
     """Once the block has raised, gives the process some seconds to clean up, and then ends it.
 
-    A close() or a thread of the environment may hang, and main would never get the traceback.
+    Otherwise, a close() or a thread that hangs would keep the traceback from main forever.
     """
     try:
         yield
     except BaseException as error:  # sys.exit() and KeyboardInterrupt as well
         text = traceback.format_exc()
-        # After a Ctrl-C, main, if it lives, kills hanging workers within 10 seconds.
+        # After a Ctrl-C, wait longer than main, which kills hanging workers within 10 seconds.
         seconds = 15 if isinstance(error, KeyboardInterrupt) else 10
 
         def end() -> None:
@@ -617,13 +619,13 @@ class WorkerLog:
         if len(self.updates) < 100:
             return
 
-        all_stats, all_estimates, all_targets = zip(*self.updates, strict=True)
+        stats_list, estimates_list, targets_list = zip(*self.updates, strict=True)
         self.updates.clear()
-        means = {tag: float(np.mean([update[tag] for update in all_stats])) for tag in stats}
-        targets = torch.cat(all_targets)
-        errors = targets - torch.cat(all_estimates)
-        if targets.var() > 0:
-            means["losses/explained_variance"] = 1 - float(errors.var() / targets.var())
+        means = {tag: float(np.mean([update[tag] for update in stats_list])) for tag in stats}
+        all_targets = torch.cat(targets_list)
+        errors = all_targets - torch.cat(estimates_list)
+        if all_targets.var() > 0:
+            means["losses/explained_variance"] = 1 - float(errors.var() / all_targets.var())
         self.send((step, means))
 
     def episode(self, step: int, episode: dict[str, Any]) -> None:
@@ -1037,7 +1039,8 @@ def watch(
         if signals.signum or step >= recorder.args.total_timesteps:
             patience = 10 if signals.signum else 60  # seconds for the last segment and close()
             deadline = min(deadline, time.monotonic() + patience)
-        elif all_ended or 0 in exit_codes:  # but T, read later, is below T_max
+        elif all_ended or 0 in exit_codes:
+            # The exit codes were read before T, so this worker has not ended because of T_max.
             warn(f"{SCRIPT.name}: a worker has exited: does its environment call exit()?")
             return True
         if all_ended:
@@ -1052,8 +1055,8 @@ def main(args: Args) -> list[float] | None:
     """Trains, or with args.evaluate plays episodes and returns a list of their returns.
 
     From Python, pass the run's own arguments along with resume or evaluate: only the command line
-    takes them from the checkpoint. Exits with code 1 if a run is not completed, 2 for bad input,
-    and 128 + n after signal n.
+    takes them from the checkpoint. Exits with code 2 for bad input, 128 + n if signal n stopped the
+    run, and 1 if a worker was lost or the run is not complete for another reason.
     """
     args, network = prepare_run(validate_args(args))
     if args.evaluate:
@@ -1085,7 +1088,8 @@ def main(args: Args) -> list[float] | None:
             saved = save_checkpoint(shared, args, run_dir)
             complete = saved and int(shared.steps.sum()) >= args.total_timesteps
             if not complete and (run_dir / "checkpoint.pt").exists():
-                # Slashes: shlex would put backslashes in quotes, which cmd.exe does not know.
+                # Slashes: shlex would put single quotes around backslashes, and cmd.exe does not
+                # know single quotes.
                 command = ["python", SCRIPT.as_posix(), "--resume", run_dir.as_posix()]
                 warn(f"to continue: {shlex.join(command)}")
 
