@@ -1,7 +1,9 @@
 """Makes a GIF of the first seconds of a recorded episode.
 
-python a2c.py --evaluate benchmark/results/PongNoFrameskip-v4__a2c__1 --eval-episodes 1 --capture-video
-python benchmark/gif.py VIDEO.mp4 docs/figures/pong.gif
+    python a2c.py --evaluate benchmark/results/PongNoFrameskip-v4__a2c__1 --eval-episodes 1 --capture-video
+    python benchmark/gif.py VIDEO.mp4 docs/figures/pong.gif
+
+The first command leaves its videos in the run's folder, under `videos`.
 """
 
 import itertools
@@ -35,7 +37,10 @@ def main(args: Args) -> None:
             break
         if index >= rate * args.skip:
             colours = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            images.append(Image.fromarray(colours).quantize(16, dither=Image.Dither.NONE))
+            # Pillow's default method would merge small things, such as Pong's paddles, with the
+            # background.
+            octree, none = Image.Quantize.FASTOCTREE, Image.Dither.NONE
+            images.append(Image.fromarray(colours).quantize(32, method=octree, dither=none))
     args.gif.parent.mkdir(parents=True, exist_ok=True)
     # A GIF counts in hundredths of a second, and no frame rate of a video need be a multiple of it.
     times = [10 * round(100 * index / rate) for index in range(len(images) + 1)]
