@@ -466,7 +466,7 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
     `seed` seeds its environment. `step` is T at the snapshot, `t` the length of the segment. The
     log uses `step + t`: T at the update, not counting what other workers did in the meantime.
     """
-    network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
+    network = make_network(env, args.init)  # for θ', which is this worker's own
     obs, _ = env.reset(seed=seed)
 
     while (step := int(shared.steps.sum())) < args.total_timesteps and not shared.stop:
@@ -474,7 +474,7 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
         network.load_state_dict(shared.theta)
         updates_before = int(shared.updates.sum())
 
-        # Act: up to t_max steps with π(a|s; θ'), or until the episode ends
+        # Act: t_max steps with π(a|s; θ'), or fewer if the episode or a life ends
         observations = [np.array(obs)]  # copies: an environment may reuse its array
         actions: list[int] = []
         rewards: list[float] = []
@@ -507,7 +507,7 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
         shared.updates[rank] += 1
         shared.steps[rank] += t
 
-        # Log
+        # Log, and begin a new episode if one has ended
         stats |= {
             "losses/grad_norm": grad_norm,
             "async/policy_lag": policy_lag,

@@ -15,8 +15,8 @@ Every worker is a process with its own environment. It repeats, without waiting 
                with R_t = 0 (terminal) or max_a Q(s_t, a; θ⁻) (otherwise)
                Δθ = ∇_θ' Σ_i ½(R_i - Q(s_i, a_i; θ'))²
     Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), with η decaying linearly to 0
-               (Δθ is first scaled down to a norm of at most --max-grad-norm)
-    Refresh    θ⁻ ← θ whenever T passes a multiple of I_target
+               (this ε is RMSProp's; Δθ is first scaled down to a norm of at most --max-grad-norm)
+    Refresh    θ⁻ ← θ whenever T, the steps of all workers, passes a multiple of I_target
 
     python nstep_q_async.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
     python nstep_q_async.py --evaluate runs/NAME --capture-video
@@ -26,8 +26,8 @@ Explained, with its results, in docs/algorithms/nstep_q_async.md.
 Where this file differs from the paper, or seems to:
 - g starts at 1; the paper does not say where. For images, initial weights are orthogonal, η and
   RMSProp's ε are smaller, and α is larger (docs/hyperparameters.md). The authors' settings, as far
-  as known, are --init paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99 --total-timesteps
-  80000000.
+  as known (η and ε from e-mails about A3C), are --init paper --learning-rate 7e-4 --rms-eps 0.1
+  --rms-alpha 0.99 --total-timesteps 80000000.
 - The median of every image, over its four screens, is subtracted from it: a bright background, as
   in Pong, would kill most channels of the first layer, or all units (docs/value_methods.md).
 - One batched pass over a segment gives the gradient that Algorithm S2 accumulates step by step,
@@ -35,8 +35,8 @@ Where this file differs from the paper, or seems to:
 - The squared error is halved, as in DQN, and so is its gradient.
 - A time limit bootstraps from the last observation. A lost life in Atari ends the segment with
   R_t = 0, but the game goes on.
-- Each worker draws its final ε once, not periodically: 0.1, 0.01 or 0.5, with probability 0.4, 0.3
-  and 0.3. Worker 0 alone refreshes θ⁻.
+- Each worker draws its final ε once, not periodically: 0.1, 0.01 or 0.5, with probabilities 0.4,
+  0.3 and 0.3. Worker 0 alone refreshes θ⁻.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ class Args:
     # Algorithm
     num_steps: int = 5  # longest segment between two updates, in agent steps (t_max)
     gamma: float = 0.99  # discount per agent step (γ)
-    exploration_steps: int = 0  # T at which ε is 0.1, 0.01 or 0.5; 0: 1M for images, else 25,000
+    exploration_steps: int = 0  # T at which ε has its final value; 0: 1M for images, else 25,000
     target_interval: int = 0  # T between refreshes of θ⁻ (I_target); 0: 10k for images, else 250
-    init: Literal["orthogonal", "paper"] = "orthogonal"  # initial weights for images; others: paper
+    init: Literal["orthogonal", "paper"] = "orthogonal"  # for images; all else: paper (±1/√fan_in)
 
     # Optimizer
     learning_rate: float = 0.0  # initial η, decays to zero; 0: 1.75e-4 for images, else 0.01
@@ -467,7 +467,7 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
     `seed` seeds its environment. `step` is T at the snapshot, `t` the length of the segment. The
     log uses `step + t`: T at the update, not counting what other workers did in the meantime.
     """
-    network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
+    network = make_network(env, args.init)  # for θ', which is this worker's own
     target_network = make_network(env, args.init).requires_grad_(False)
     target_network.load_state_dict(shared.target, assign=True)  # θ⁻ itself, not a copy
     final_epsilon = sample_final_epsilon(args.seed, rank)
@@ -478,7 +478,7 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
         network.load_state_dict(shared.theta)
         updates_before = int(shared.updates.sum())
 
-        # Act: up to t_max ε-greedy steps by Q(s, ·; θ'), or until the episode ends
+        # Act: t_max ε-greedy steps by Q(s, ·; θ'), or fewer if the episode or a life ends
         epsilon = anneal_epsilon(step, final_epsilon, args.exploration_steps)
         observations = [np.array(obs)]  # copies: an environment may reuse its array
         actions: list[int] = []
@@ -511,7 +511,11 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
         shared.updates[rank] += 1
         shared.steps[rank] += t
 
-        # Log
+        # Refresh: θ⁻ ← θ whenever T passes a multiple of I_target; worker 0 does it for all
+        if rank == 0 and shared.refresh_due(step + t, args.target_interval):
+            shared.refresh_target(step + t, shared.theta)
+
+        # Log, and begin a new episode if one has ended
         stats |= {
             "losses/grad_norm": grad_norm,
             "async/policy_lag": policy_lag,
@@ -522,10 +526,6 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
         if terminated or truncated:
             log.episode(step + t, info["episode"])
             obs, _ = env.reset()
-
-        # Refresh: θ⁻ ← θ whenever T passes a multiple of I_target; worker 0 does it for all
-        if rank == 0 and shared.refresh_due(step + t, args.target_interval):
-            shared.refresh_target(step + t, shared.theta)
 
 
 # Running it

@@ -10,12 +10,12 @@
 Every worker is a process with its own environment. It repeats, without waiting for the others:
 
     Snapshot   θ' ← θ
-    Act        up to I_AsyncUpdate ε-greedy steps by Q(s, ·; θ'), or until the episode ends
+    Act        I_AsyncUpdate ε-greedy steps by Q(s, ·; θ'), or fewer if the episode ends
     Learn      y_i = r_i (terminal) or r_i + γ Q(s_{i+1}, a_{i+1}; θ⁻) (otherwise)
                Δθ = ∇_θ' Σ_i ½(y_i - Q(s_i, a_i; θ'))²
     Update     g ← αg + (1-α)Δθ²;  θ ← θ - ηΔθ/√(g+ε), with η decaying linearly to 0
-               (Δθ is first scaled down to a norm of at most --max-grad-norm)
-    Refresh    θ⁻ ← θ whenever T passes a multiple of I_target
+               (this ε is RMSProp's; Δθ is first scaled down to a norm of at most --max-grad-norm)
+    Refresh    θ⁻ ← θ whenever T, the steps of all workers, passes a multiple of I_target
 
     python sarsa_async.py --env-id BreakoutNoFrameskip-v4 --num-workers 16
     python sarsa_async.py --evaluate runs/NAME --capture-video
@@ -25,21 +25,22 @@ Explained, with its results, in docs/algorithms/sarsa_async.md.
 Where this file differs from the paper, or seems to:
 - g starts at 1; the paper does not say where. For images, initial weights are orthogonal, η and
   RMSProp's ε are smaller, and α is larger (docs/hyperparameters.md). The authors' settings, as far
-  as known, are --init paper --learning-rate 7e-4 --rms-eps 0.1 --rms-alpha 0.99 --total-timesteps
-  80000000.
+  as known (η and ε from e-mails about A3C), are --init paper --learning-rate 7e-4 --rms-eps 0.1
+  --rms-alpha 0.99 --total-timesteps 80000000.
 - The median of every image, over its four screens, is subtracted from it: a bright background, as
   in Pong, would kill most channels of the first layer, or all units (docs/value_methods.md).
-- Algorithm 1 reads the shared θ itself. The snapshot θ' keeps other workers from changing it
-  between the forward and the backward pass of a batch. With one worker it makes no difference.
+- Algorithm 1 acts and learns with the shared θ itself. Here θ' is fixed for a whole segment: no
+  other worker can change it between the forward and the backward pass of a batch. With one worker
+  this makes no difference.
 - The steps to an update are counted from the last update; Algorithm 1 counts from the worker's
   start.
 - The squared error is halved, as in DQN, and so is its gradient.
 - A time limit bootstraps from the last observation. A lost life in Atari ends the segment with
   y = r, but the game goes on.
-- The next action a_{i+1} is drawn when s_{i+1} is seen, and taken even if a new segment starts
-  there. After a time limit it stands in the target, but is never taken.
-- Each worker draws its final ε once, not periodically: 0.1, 0.01 or 0.5, with probability 0.4, 0.3
-  and 0.3. Worker 0 alone refreshes θ⁻, and after its update, where Algorithm 1 does so before.
+- The next action a_{i+1} is drawn when s_{i+1} is seen, and taken even if a new segment, with a new
+  θ' and ε, starts there. After a time limit it stands in the target, but is never taken.
+- Each worker draws its final ε once, not periodically: 0.1, 0.01 or 0.5, with probabilities 0.4,
+  0.3 and 0.3. Worker 0 alone refreshes θ⁻, and after its update, where Algorithm 1 does so before.
 """
 
 from __future__ import annotations
@@ -112,9 +113,9 @@ class Args:
     # Algorithm
     num_steps: int = 5  # longest segment between two updates, in agent steps (I_AsyncUpdate)
     gamma: float = 0.99  # discount per agent step (γ)
-    exploration_steps: int = 0  # T at which ε is 0.1, 0.01 or 0.5; 0: 1M for images, else 25,000
+    exploration_steps: int = 0  # T at which ε has its final value; 0: 1M for images, else 25,000
     target_interval: int = 0  # T between refreshes of θ⁻ (I_target); 0: 10k for images, else 250
-    init: Literal["orthogonal", "paper"] = "orthogonal"  # initial weights for images; others: paper
+    init: Literal["orthogonal", "paper"] = "orthogonal"  # for images; all else: paper (±1/√fan_in)
 
     # Optimizer
     learning_rate: float = 0.0  # initial η, decays to zero; 0: 1.75e-4 for images, else 0.01
@@ -429,7 +430,7 @@ def anneal_epsilon(step: int, final_epsilon: float, exploration_steps: int) -> f
 
 
 def one_step_targets(rewards: Tensor, next_values: Tensor, terminal: bool, gamma: float) -> Tensor:
-    """y_i = r_i + γ next_values_i, for t steps, (t,). If terminal, the last is r_i alone."""
+    """y_i = r_i + γ next_values_i, but the last is r_i alone if s_t is terminal. Tensors: (t,)."""
     targets = rewards + gamma * next_values
     if terminal:
         targets[-1] = rewards[-1]
@@ -468,7 +469,7 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
     `seed` seeds its environment. `step` is T at the snapshot, `t` the length of the segment. The
     log uses `step + t`: T at the update, not counting what other workers did in the meantime.
     """
-    network = make_network(env, args.init)  # θ' and its gradient Δθ are this worker's own
+    network = make_network(env, args.init)  # for θ', which is this worker's own
     target_network = make_network(env, args.init).requires_grad_(False)
     target_network.load_state_dict(shared.target, assign=True)  # θ⁻ itself, not a copy
     final_epsilon = sample_final_epsilon(args.seed, rank)
@@ -480,7 +481,7 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
         network.load_state_dict(shared.theta)
         updates_before = int(shared.updates.sum())
 
-        # Act: up to I_AsyncUpdate ε-greedy steps by Q(s, ·; θ'), or until the episode ends
+        # Act: I_AsyncUpdate ε-greedy steps by Q(s, ·; θ'), or fewer if the episode or a life ends
         epsilon = anneal_epsilon(step, final_epsilon, args.exploration_steps)
         observations = [np.array(obs)]  # copies: an environment may reuse its array
         actions: list[int] = []
@@ -515,7 +516,11 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
         shared.updates[rank] += 1
         shared.steps[rank] += t
 
-        # Log
+        # Refresh: θ⁻ ← θ whenever T passes a multiple of I_target; worker 0 does it for all
+        if rank == 0 and shared.refresh_due(step + t, args.target_interval):
+            shared.refresh_target(step + t, shared.theta)
+
+        # Log, and begin a new episode if one has ended
         stats |= {
             "losses/grad_norm": grad_norm,
             "async/policy_lag": policy_lag,
@@ -527,10 +532,6 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
             log.episode(step + t, info["episode"])
             obs, _ = env.reset()
             action = None
-
-        # Refresh: θ⁻ ← θ whenever T passes a multiple of I_target; worker 0 does it for all
-        if rank == 0 and shared.refresh_due(step + t, args.target_interval):
-            shared.refresh_target(step + t, shared.theta)
 
 
 # Running it
