@@ -115,7 +115,7 @@ class Args:
     gamma: float = 0.99  # discount per agent step (γ)
     exploration_steps: int = 0  # T at which ε has its final value; 0: 1M for images, else 25,000
     target_interval: int = 0  # T between refreshes of θ⁻ (I_target); 0: 10k for images, else 250
-    init: Literal["orthogonal", "paper"] = "orthogonal"  # for images; all else: paper (±1/√fan_in)
+    init: Literal["orthogonal", "paper"] = "orthogonal"  # weights for images; paper: ±1/√fan_in
 
     # Optimizer
     learning_rate: float = 0.0  # initial η, decays to zero; 0: 1.75e-4 for images, else 0.01
