@@ -1185,6 +1185,18 @@ def num_cores() -> int:
     return min(os.cpu_count() or 1, 60)  # Windows: at most 63 handles
 
 
+def finish_run(shared: Shared, args: Args, run_dir: Path) -> bool:
+    """Saves the last checkpoint; returns whether the run is complete, or else says how to go on."""
+    saved = save_checkpoint(shared, args, run_dir)
+    if saved and int(shared.steps.sum()) >= args.total_timesteps:
+        return True
+    if (run_dir / "checkpoint.pt").exists():
+        # Slashes: shlex would put single quotes around backslashes, which cmd.exe does not know.
+        command = ["python", SCRIPT.as_posix(), "--resume", run_dir.as_posix()]
+        warn(f"to continue: {shlex.join(command)}")
+    return False
+
+
 def main(args: Args) -> list[float] | None:
     """Trains, or with args.evaluate plays episodes and returns a list of their returns.
 
@@ -1238,13 +1250,7 @@ def main(args: Args) -> list[float] | None:
             torch.set_num_threads(1)  # main may be called again, and fork
             for process in envs.workers.processes:
                 process.kill()
-            saved = save_checkpoint(shared, args, run_dir)
-            complete = saved and int(shared.steps.sum()) >= args.total_timesteps
-            if not complete and (run_dir / "checkpoint.pt").exists():
-                # Slashes: shlex would put single quotes around backslashes, and cmd.exe does not
-                # know single quotes.
-                command = ["python", SCRIPT.as_posix(), "--resume", run_dir.as_posix()]
-                warn(f"to continue: {shlex.join(command)}")
+            complete = finish_run(shared, args, run_dir)
 
     if lost or not complete:
         sys.exit(128 + signals.signum if signals.signum else 1)

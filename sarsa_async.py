@@ -1052,6 +1052,18 @@ def watch(
         recorder.save_if_due()
 
 
+def finish_run(shared: Shared, args: Args, run_dir: Path) -> bool:
+    """Saves the last checkpoint; returns whether the run is complete, or else says how to go on."""
+    saved = save_checkpoint(shared, args, run_dir)
+    if saved and int(shared.steps.sum()) >= args.total_timesteps:
+        return True
+    if (run_dir / "checkpoint.pt").exists():
+        # Slashes: shlex would put single quotes around backslashes, which cmd.exe does not know.
+        command = ["python", SCRIPT.as_posix(), "--resume", run_dir.as_posix()]
+        warn(f"to continue: {shlex.join(command)}")
+    return False
+
+
 def main(args: Args) -> list[float] | None:
     """Trains, or with args.evaluate plays episodes and returns a list of their returns.
 
@@ -1086,13 +1098,7 @@ def main(args: Args) -> list[float] | None:
             signals.ignore()
             for process in workers.processes:
                 process.kill()
-            saved = save_checkpoint(shared, args, run_dir)
-            complete = saved and int(shared.steps.sum()) >= args.total_timesteps
-            if not complete and (run_dir / "checkpoint.pt").exists():
-                # Slashes: shlex would put single quotes around backslashes, and cmd.exe does not
-                # know single quotes.
-                command = ["python", SCRIPT.as_posix(), "--resume", run_dir.as_posix()]
-                warn(f"to continue: {shlex.join(command)}")
+            complete = finish_run(shared, args, run_dir)
 
     if lost or not complete:
         sys.exit(128 + signals.signum if signals.signum else 1)

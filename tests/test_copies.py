@@ -47,7 +47,7 @@ worker Segments play_segments coordinator
 seed_generators interrupt prepare_worker end_children limit_cleanup run_worker
 WorkerLog Recorder StopSignals save_checkpoint load_checkpoint evaluate
 show warn flush_output bad_input BOUNDS validate_args prepare_run
-start_run claim_run lock load_params make_buffers start_workers watch num_cores main
+start_run claim_run lock load_params make_buffers start_workers watch num_cores finish_run main
 """.split()
 # Lines that git counts as added or removed, at most.
 BUDGETS = {
