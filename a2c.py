@@ -493,14 +493,14 @@ class Environments:
         Raises WorkerLost.
         """
         episodes = []
-        polls_left = 25  # of 0.2 seconds each, after a signal: five seconds for all processes
+        deadline = math.inf  # for all processes; set by a signal
         for pipe in self.pipes:
             try:
                 while not pipe.poll(timeout=0.2):
                     if self.stop:
-                        polls_left -= 1
+                        deadline = min(deadline, time.monotonic() + 5)
                     ended = any(process.exitcode is not None for process in self.workers.processes)
-                    if ended or polls_left == 0:
+                    if ended or time.monotonic() > deadline:
                         raise WorkerLost
                 episodes += pipe.recv()
             except (EOFError, OSError):  # OSError also at Ctrl-C on Windows
