@@ -324,7 +324,7 @@ def make_network(env: gym.Env, init: str) -> Network:
     else:
         network = FlatNetwork(gym.spaces.flatdim(env.observation_space), num_actions)
 
-    if init == "orthogonal":  # else PyTorch's default, which the authors used
+    if init == "orthogonal":  # else PyTorch's default, as in the authors' Torch
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.orthogonal_(layer.weight, gain=2**0.5)

@@ -26,13 +26,14 @@ Explained, with its results, in docs/algorithms/nstep_q_async.md.
 Where this file differs from the paper, or seems to:
 - g starts at 1; the paper does not say where. For images, initial weights are orthogonal, η and
   RMSProp's ε are smaller, and α is larger (docs/hyperparameters.md). The authors' settings, as far
-  as known (η and ε from e-mails about A3C), are --init paper --learning-rate 7e-4 --rms-eps 0.1
+  as known (all but α from e-mails about A3C), are --init paper --learning-rate 7e-4 --rms-eps 0.1
   --rms-alpha 0.99 --total-timesteps 80000000.
-- The median of every image, over its four screens, is subtracted from it: a bright background, as
-  in Pong, would kill most channels of the first layer, or all units (docs/value_methods.md).
+- The median of every image, over its four screens, is subtracted from it: with the defaults, a
+  bright background, as in Pong, kills most channels of the first layer, or all units
+  (docs/value_methods.md).
 - One batched pass over a segment gives the gradient that Algorithm S2 accumulates step by step,
   because θ' does not change within a segment.
-- The squared error is halved, as in DQN, and so is its gradient.
+- The squared error is halved, so that its gradient is (Q - target)∇Q, as in DQN.
 - A time limit bootstraps from the last observation. A lost life in Atari ends the segment with
   R_t = 0, but the game goes on.
 - Each worker draws its final ε once, not periodically: 0.1, 0.01 or 0.5, with probabilities 0.4,
@@ -322,7 +323,7 @@ def make_network(env: gym.Env, init: str) -> Network:
     else:
         network = FlatNetwork(gym.spaces.flatdim(env.observation_space), num_actions)
 
-    if init == "orthogonal" and images:  # else PyTorch's default, which the authors used
+    if init == "orthogonal" and images:  # else PyTorch's default, as in the authors' Torch
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.orthogonal_(layer.weight, gain=2**0.5)
