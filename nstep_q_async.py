@@ -28,9 +28,8 @@ Where this file differs from the paper, or seems to:
   RMSProp's ε are smaller, and α is larger (docs/hyperparameters.md). The authors' settings, as far
   as known (all but α from e-mails about A3C), are --init paper --learning-rate 7e-4 --rms-eps 0.1
   --rms-alpha 0.99 --total-timesteps 80000000.
-- The median of every image, over its four screens, is subtracted from it: with the defaults, a
-  bright background, as in Pong, kills most channels of the first layer, or all units
-  (docs/value_methods.md).
+- The median of every image, over its four screens, is subtracted from it: a bright background, as
+  in Pong, kills most channels with the other defaults, or all units (docs/value_methods.md).
 - One batched pass over a segment gives the gradient that Algorithm S2 accumulates step by step,
   because θ' does not change within a segment.
 - The squared error is halved, so that its gradient is (Q - target)∇Q, as in DQN.

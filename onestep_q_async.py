@@ -27,9 +27,8 @@ Where this file differs from the paper, or seems to:
   RMSProp's ε are smaller, and α is larger (docs/hyperparameters.md). The authors' settings, as far
   as known (all but α from e-mails about A3C), are --init paper --learning-rate 7e-4 --rms-eps 0.1
   --rms-alpha 0.99 --total-timesteps 80000000.
-- The median of every image, over its four screens, is subtracted from it: with the defaults, a
-  bright background, as in Pong, kills most channels of the first layer, or all units
-  (docs/value_methods.md).
+- The median of every image, over its four screens, is subtracted from it: a bright background, as
+  in Pong, kills most channels with the other defaults, or all units (docs/value_methods.md).
 - Algorithm 1 acts and learns with the shared θ itself. Here θ' is fixed for a whole segment: no
   other worker can change it between the forward and the backward pass of a batch. With one worker
   this makes no difference.
