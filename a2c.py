@@ -468,6 +468,7 @@ class Environments:
         self.workers = workers
         self.pipes = pipes
         self.stop = stop  # that of Shared
+        self.deadline = math.inf  # for receive(), once a signal has set it
         self.obs = buffers.obs.numpy()
         self.actions = buffers.actions.numpy()
         self.rewards = buffers.rewards.numpy()
@@ -493,14 +494,13 @@ class Environments:
         Raises WorkerLost.
         """
         episodes = []
-        deadline = math.inf  # for all processes; set by a signal
         for pipe in self.pipes:
             try:
                 while not pipe.poll(timeout=0.2):
                     if self.stop:
-                        deadline = min(deadline, time.monotonic() + 5)
+                        self.deadline = min(self.deadline, time.monotonic() + 5)
                     ended = any(process.exitcode is not None for process in self.workers.processes)
-                    if ended or time.monotonic() > deadline:
+                    if ended or time.monotonic() > self.deadline:
                         raise WorkerLost
                 episodes += pipe.recv()
             except (EOFError, OSError):  # OSError also at Ctrl-C on Windows
@@ -1098,14 +1098,17 @@ def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
     return shared, run_dir
 
 
-def claim_run(args: Args, run_dir: Path) -> TextIO:
+def claim_run(args: Args, run_dir: Path, start: int) -> TextIO:
     """Writes the run's args.json, and returns the file, which is locked until it is closed.
 
-    Refuses a run that another process is training (not on Windows, which has no fcntl).
+    Refuses a run that another process is training (not on Windows, which has no fcntl), or has
+    trained since its checkpoint was loaded, at T = start.
     """
     try:
         file = (run_dir / "args.json").open("a")
         lock(file)
+        if args.resume and load_checkpoint(args.resume)[0]["steps"].sum() != start:
+            bad_input(f"another process has just trained the run in {run_dir}: try again")
         file.truncate(0)
         print(json.dumps(asdict(args), indent=2), file=file, flush=True)
     except BlockingIOError:
@@ -1143,7 +1146,10 @@ def make_buffers(args: Args) -> Buffers:
     # The network divides uint8 images by 255, and takes all else as floats.
     uint8_images = obs.dtype == np.uint8 and obs.shape == (84, 84, 4)
     dtype = np.dtype(np.uint8 if uint8_images else np.float32)
-    return Buffers(obs.shape, dtype, args.num_workers)
+    try:
+        return Buffers(obs.shape, dtype, args.num_workers)
+    except (OSError, RuntimeError) as error:
+        bad_input(f"cannot share the observations of {args.num_workers} environments: {error}")
 
 
 def start_workers(args: Args, seeds: list[int], buffers: Buffers, stop: Tensor) -> Environments:
@@ -1225,8 +1231,8 @@ def main(args: Args) -> list[float] | None:
 
     sequence = np.random.SeedSequence([args.seed, start])  # a resumed run gets new seeds
     seeds = sequence.generate_state(args.num_workers).tolist()
-    lost = True  # until the coordinator has ended
-    with claim_run(args, run_dir), StopSignals(shared.stop) as signals:
+    lost = True  # until all processes have closed their environments
+    with claim_run(args, run_dir, start), StopSignals(shared.stop) as signals:
         envs = start_workers(args, seeds, buffers, shared.stop)
         try:
             torch.set_num_threads(min(args.num_workers, num_cores()))

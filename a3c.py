@@ -918,14 +918,17 @@ def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
     return shared, run_dir
 
 
-def claim_run(args: Args, run_dir: Path) -> TextIO:
+def claim_run(args: Args, run_dir: Path, start: int) -> TextIO:
     """Writes the run's args.json, and returns the file, which is locked until it is closed.
 
-    Refuses a run that another process is training (not on Windows, which has no fcntl).
+    Refuses a run that another process is training (not on Windows, which has no fcntl), or has
+    trained since its checkpoint was loaded, at T = start.
     """
     try:
         file = (run_dir / "args.json").open("a")
         lock(file)
+        if args.resume and load_checkpoint(args.resume)[0]["steps"].sum() != start:
+            bad_input(f"another process has just trained the run in {run_dir}: try again")
         file.truncate(0)
         print(json.dumps(asdict(args), indent=2), file=file, flush=True)
     except BlockingIOError:
@@ -1074,7 +1077,7 @@ def main(args: Args) -> list[float] | None:
         return None
 
     lost = True  # unless watch says otherwise
-    with claim_run(args, run_dir), StopSignals(shared.stop) as signals:
+    with claim_run(args, run_dir, start), StopSignals(shared.stop) as signals:
         workers, receivers = start_workers(args, shared)
         try:
             with contextlib.closing(Recorder(shared, args, run_dir, start)) as recorder:

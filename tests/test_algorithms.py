@@ -490,6 +490,33 @@ def test_a2c_takes_answers_in_the_order_of_its_processes():
     assert envs.receive() == [0, 1, 2]
 
 
+def test_a2c_waits_five_seconds_in_all_after_a_signal(monkeypatch):
+    class SlowPipe:
+        def __init__(self):
+            self.answers_at = [4.0]  # and never again
+
+        def send(self, message):
+            pass
+
+        def poll(self, timeout):
+            clock.now += timeout
+            return bool(self.answers_at) and clock.now > self.answers_at[0]
+
+        def recv(self):
+            self.answers_at.pop()
+            return []
+
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(a2c, "time", clock)
+    workers = SimpleNamespace(processes=[SimpleNamespace(exitcode=None)])
+    buffers = a2c.Buffers((1,), np.dtype(np.float32), 1)
+    envs = a2c.Environments(workers, [SlowPipe()], buffers, torch.ones(1, dtype=torch.bool))
+    envs.step({0: a2c.Buffers.RESET})
+    with pytest.raises(a2c.WorkerLost):
+        envs.step({0: 1})
+    assert clock.now == pytest.approx(5, abs=0.5)
+
+
 def test_an_a2c_environment_without_an_action_sits_out():
     workers = SimpleNamespace(processes=[])
     buffers = a2c.Buffers((1,), np.dtype(np.float32), 3)

@@ -597,6 +597,36 @@ def test_resuming_a_complete_run_changes_nothing(script, trained, tmp_path, caps
     assert {file.name: file.read_bytes() for file in run_dir.iterdir()} == before
 
 
+@pytest.mark.parametrize("script", ["a2c"], indirect=True)
+def test_too_little_memory_for_observations_is_told(script, tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise RuntimeError("unable to allocate shared memory(shm)")
+
+    monkeypatch.setattr(script, "Buffers", full)
+    with pytest.raises(SystemExit, match="2"):
+        script.main(script.Args(env_id="toy_envs:Terminates-v0", log_dir=str(tmp_path)))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot share the observations of 16 environments: unable to allocate" in line
+
+
+@OF_FEW
+def test_a_run_that_has_gone_on_is_not_resumed(script, trained, tmp_path, monkeypatch, capsys):
+    run_dir, lock = shutil.copytree(trained, tmp_path / "run"), script.lock
+    before = (run_dir / "args.json").read_text()
+
+    def late_lock(file):  # another process has saved before this one gets the lock
+        saved = checkpoint(run_dir)
+        saved["steps"][0] += 5
+        torch.save(saved, run_dir / "checkpoint.pt")
+        lock(file)
+
+    monkeypatch.setattr(script, "lock", late_lock)
+    train(script, tmp_path, code=2, total_timesteps=5000, resume=str(run_dir))
+    assert "another process has just trained the run" in capsys.readouterr().err
+    assert (run_dir / "args.json").read_text() == before
+    assert checkpoint(run_dir)["steps"].sum() == checkpoint(trained)["steps"].sum() + 5
+
+
 @OF_ONE
 def test_the_checkpoint_before_is_kept(script, trained, tmp_path):
     run_dir = shutil.copytree(trained, tmp_path / "run")
