@@ -126,6 +126,7 @@ class Run:
         """
         import torch
 
+        torch.set_num_threads(1)
         torch.set_num_threads = lambda number: None  # a thread pool does not survive a fork
         os.setsid()
         if background:
