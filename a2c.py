@@ -468,7 +468,7 @@ class Environments:
         self.workers = workers
         self.pipes = pipes
         self.stop = stop  # that of Shared
-        self.deadline = math.inf  # for receive(), once a signal has set it
+        self.deadline = math.inf  # for the answers that receive() awaits; a signal sets it
         self.obs = buffers.obs.numpy()
         self.actions = buffers.actions.numpy()
         self.rewards = buffers.rewards.numpy()
