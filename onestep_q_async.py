@@ -276,9 +276,9 @@ class ImageNetwork(nn.Module):
         super().__init__()
         self.convs = nn.Sequential(
             nn.Conv2d(4, 16, kernel_size=8, stride=4),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(16, 32, kernel_size=4, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
         self.hidden = nn.Sequential(nn.Linear(9 * 9 * 32, 256), nn.ReLU())
         self.q = nn.Linear(256, num_actions)
@@ -286,11 +286,11 @@ class ImageNetwork(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
         if obs.dtype == torch.uint8:  # floats are taken as they are
-            x = x / 255
+            x /= 255  # in place, for speed; float() has made a copy
             # A bright background, as in Pong, would kill units. For the median, every fourth row
             # and column is enough.
             background = x[:, :, ::4, ::4].flatten(1).median(1).values  # (B,)
-            x = x - background.reshape(-1, 1, 1, 1)
+            x -= background.reshape(-1, 1, 1, 1)
         x = self.convs(x)  # (B, 32, 9, 9)
         # No copy, since make_network stores the convolutions channels last.
         x = x.permute(0, 2, 3, 1).flatten(1)  # (B, 9·9·32)

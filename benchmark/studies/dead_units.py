@@ -41,9 +41,9 @@ SETTINGS = "script", "game", "learning_rate", "rms_alpha", "rms_eps", "q_gain"
 MEASURED = "step", "conv1", "conv2", "hidden", "spread"
 STOP_AFTER = 150_000  # agent steps
 GAIN = "q.weight, gain=0.01"
-SCALED = "            x = x / 255\n"
-CENTRED = SCALED + "            x = x - x.mean((1, 2, 3), keepdim=True)\n"
-BACKGROUND = " - background.reshape(-1, 1, 1, 1)"
+SCALED = "            x /= 255  # in place, for speed; float() has made a copy\n"
+CENTRED = SCALED + "            x -= x.mean((1, 2, 3), keepdim=True)\n"
+BACKGROUND = "            x -= background.reshape(-1, 1, 1, 1)\n"
 RUNS = [
     ("nstep_q_async", "Pong", "1.75e-4", "0.9994", "6e-7", "0.01"),
     ("nstep_q_async", "Pong", "5e-5", "0.9994", "6e-7", "0.01"),

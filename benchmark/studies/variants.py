@@ -90,6 +90,16 @@ FRAMES_FROM_EMULATOR = """            total_reward += self.ale.act(self.unwrappe
         terminated, truncated, info = self.ale.game_over(), self.ale.game_truncated(), {}
 """
 
+IN_PLACE = """            nn.ReLU(inplace=True),
+            nn.Conv2d(16, 32, kernel_size=4, stride=2),
+            nn.ReLU(inplace=True),
+"""
+NEW_TENSORS = {
+    IN_PLACE: IN_PLACE.replace("inplace=True", ""),
+    "x /= 255": "x = x / 255",
+    "x -= background": "x = x - background",
+}
+
 DIVISION = "addcdiv_(grad, (g + eps).sqrt_(), value=-lr)"
 INVERSE_ROOT = "addcmul_(grad, (g + eps).rsqrt_(), value=-lr)"
 
@@ -129,6 +139,7 @@ VARIANTS = [
         "weights in PyTorch's default layout",
         {"network.to(memory_format=torch.channels_last)": "network"},
     ),
+    ("a3c", 1, "a new tensor for each step of the network", NEW_TENSORS),
     (
         "a3c",
         1,
@@ -153,6 +164,7 @@ VARIANTS = [
         "weights in PyTorch's default layout",
         {"network.to(memory_format=torch.channels_last)": "network"},
     ),
+    ("a2c", 16, "a new tensor for each step of the network", NEW_TENSORS),
     (
         "a2c",
         16,
