@@ -128,10 +128,13 @@ class Configuration:
             command, cwd=self.folder.name, start_new_session=True, **pipes
         )
         threading.Thread(target=self.read, daemon=True).start()
+        deadline = time.monotonic() + 300
         try:
             while not self.lines or self.lines[-1][0] < WARM_UP:
                 if self.process.poll() is not None:
                     raise RuntimeError(f"ended early: {command}")
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"no {WARM_UP} steps in five minutes: {command}")
                 time.sleep(0.1)
             self.send(signal.SIGSTOP)
         except BaseException:  # a measurement that is interrupted leaves no program behind

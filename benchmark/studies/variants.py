@@ -154,8 +154,8 @@ VARIANTS = [
         2,
         "as many threads as cores in each worker",
         {
-            "    torch.manual_seed(seed)\n": "    torch.manual_seed(seed)\n"
-            "    torch.set_num_threads(os.cpu_count() or 1)\n"
+            "    seed_generators(seed)\n    # SIGINT": "    seed_generators(seed)\n"
+            "    torch.set_num_threads(os.cpu_count() or 1)\n    # SIGINT"
         },
     ),
     (
