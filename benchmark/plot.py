@@ -99,7 +99,10 @@ FIGURES_TO_DRAW = [
     Figure(
         name="qbert",
         title="Qbert",
-        curves=scripts("QbertNoFrameskip-v4__{}__*/curve.csv"),
+        curves=[
+            *scripts("QbertNoFrameskip-v4__{}__*/curve.csv"),
+            Curve("a2c.py, images as they are", "images_as_they_are/qbert_a2c_?.csv", "#7570b3"),
+        ],
         panels=[RETURN],
         level=published("Qbert"),
         level_label="RL Zoo's A2C at 10M",
