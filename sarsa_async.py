@@ -288,7 +288,7 @@ class ImageNetwork(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         x = obs.permute(0, 3, 1, 2).float()  # (B, 4, 84, 84)
         if obs.dtype == torch.uint8:  # floats are taken as they are
-            x /= 255  # in place, for speed; float() has made a copy
+            x /= 255  # in place, since float() has made a copy
             # A bright background, as in Pong, would kill units. For the median, every fourth row
             # and column is enough.
             background = x[:, :, ::4, ::4].flatten(1).median(1).values  # (B,)

@@ -112,6 +112,26 @@ def test_the_table_of_images_without_their_median_is_that_of_the_curves():
         assert cells == [after_1M, stays_above(returns, 0), stays_above(returns, 10)]
 
 
+def test_the_table_of_the_runs_on_qbert_is_that_of_their_curves():
+    text = (ROOT / "docs" / "learning.md").read_text()
+    header, table = re.search(r"^(\| \| images as they are .*)\n((?:\|.*\n)+)", text, re.M).groups()
+    paths = re.findall(r"\]\(\.\./(.*?\.csv)\)", header)
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    assert len(paths) == 2
+    for column, path in enumerate(paths, start=1):
+        lines = [line for line in (ROOT / path).open() if not line.startswith("#")]
+        returns = {
+            int(row["step"]): float(row["charts/episodic_return"])
+            for row in csv.DictReader(lines)
+            if row["charts/episodic_return"]
+        }
+        last_million = [value for step, value in returns.items() if step > 9_000_000]
+        expected = [f"{returns[step]:,.0f}" for step in (3_000_000, 5_000_000, 7_000_000)]
+        expected.append(f"{sum(last_million) / len(last_million):,.0f}")
+        expected.append(f"{stays_above(returns, 3882)} million")
+        assert [row[column] for row in rows[1:6]] == expected
+
+
 def test_the_results_in_the_readme_are_those_of_the_evaluation():
     lines = (ROOT / "benchmark" / "results" / "evaluation.csv").read_text().splitlines()
     expected = {}

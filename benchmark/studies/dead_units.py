@@ -41,7 +41,7 @@ SETTINGS = "script", "game", "learning_rate", "rms_alpha", "rms_eps", "q_gain"
 MEASURED = "step", "conv1", "conv2", "hidden", "spread"
 STOP_AFTER = 150_000  # agent steps
 GAIN = "q.weight, gain=0.01"
-SCALED = "            x /= 255  # in place, for speed; float() has made a copy\n"
+SCALED = "            x /= 255  # in place, since float() has made a copy\n"
 CENTRED = SCALED + "            x -= x.mean((1, 2, 3), keepdim=True)\n"
 BACKGROUND = "            x -= background.reshape(-1, 1, 1, 1)\n"
 RUNS = [
