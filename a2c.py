@@ -10,7 +10,7 @@
 It is Algorithm S3 of Mnih et al. 2016 without the asynchrony; the paper itself does not have A2C. A
 coordinator acts for all environments in one batch, and learns from all their segments at once:
 
-    Snapshot   the network on --device ← θ
+    Snapshot   copy θ into the network (on --device)
     Act        t steps of each environment with π(a|s; θ): t_max, or fewer if its episode ends
     Learn      R_i = r_i + γR_{i+1} from i = t-1 to 0,
                with R_t = 0 (terminal) or V(s_t; θ) (otherwise)
@@ -24,17 +24,18 @@ coordinator acts for all environments in one batch, and learns from all their se
 
 Explained, with its results, in docs/algorithms/a2c.md.
 
-The environments are dealt out to processes, at most one per core. On one machine, with the same
-number of cores and --device cpu, a run repeats bit for bit. With one environment it computes what
-a3c.py computes with one worker, given the same η, α and ε, whose defaults differ.
+The environments are shared out among processes, of which there is at most one per core. On one
+machine, with the same number of cores and --device cpu, a run repeats bit for bit. With one
+environment it computes what a3c.py computes with one worker, given the same η, α and ε, whose
+defaults differ.
 
 Where this file departs from A3C's published settings:
 - g starts at 1; the paper does not say where. By default, initial weights are orthogonal, and for
   images ε is smaller, so that Breakout and Pong are learned within 10M steps (docs/learning.md).
   The authors' settings, as far as known, are --init paper --learning-rate 7e-4 --rms-eps 0.1
   --vf-coef 1 --total-timesteps 80000000.
-- The median of every image, over its four screens, is subtracted from it: a bright background, as
-  in Pong, would kill most channels of the first layer (docs/learning.md).
+- The median of each image, over its four screens, is subtracted from it. Without this, a bright
+  background, as in Pong, kills most channels of the first layer (docs/learning.md).
 - The value loss is c ½(R - V)² with c = 0.5, as in several reproductions. S3 has (R - V)²,
   which is c = 2; the authors, in an e-mail, halve its gradient, which is c = 1.
 - A time limit bootstraps from V of the last observation. A lost life in Atari ends the segment with
@@ -90,7 +91,7 @@ SCRIPT = Path(__file__)  # checkpoints hold its name, and other scripts' are ref
 torch.set_num_threads(1)  # until the processes are forked: a thread pool would not survive
 cv2.setNumThreads(0)
 tqdm.set_lock(threading.RLock())  # tqdm's own would set multiprocessing's start method
-torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
+torch.set_flush_denormal(True)  # the g of unused weights decays to denormals, which are slow
 # NumPy before 2.4 warns that they are flushed.
 warnings.filterwarnings("ignore", "The value of the smallest subnormal")
 
@@ -110,7 +111,7 @@ class Args:
     num_workers: int = 16  # number of environments, shared out among worker processes
     total_timesteps: int = 0  # agent steps of all workers (T_max); 0: 10M for images, else 300,000
     seed: int = 1  # seeds everything; on one machine's CPU a run repeats bit for bit
-    device: str = "cpu"  # where the network is trained: cpu or cuda; --evaluate uses the cpu
+    device: Literal["cpu", "cuda"] = "cpu"  # where the network is trained; --evaluate uses the cpu
     log_dir: str = "runs"  # every run makes its own folder in here
 
     # Algorithm
@@ -237,7 +238,15 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
         if "unexpected keyword argument 'render_mode'" not in str(error):
             raise
         raise UnsupportedEnvironment("to record it, give its constructor a render_mode") from error
+    try:
+        return preprocess(env, video)
+    except BaseException:
+        env.close()  # what it has started would keep Python from exiting
+        raise
 
+
+def preprocess(env: gym.Env, video: bool) -> gym.Env:
+    """Checks an environment, and wraps it as make_env says. Raises UnsupportedEnvironment."""
     space, actions = env.observation_space, env.action_space
     if not isinstance(space, gym.spaces.Box):
         raise UnsupportedEnvironment(f"observations must be a Box, not {space}")
@@ -468,7 +477,7 @@ class Environments:
         self.workers = workers
         self.pipes = pipes
         self.stop = stop  # that of Shared
-        self.deadline = math.inf  # for the answers that receive() awaits; a signal sets it
+        self.deadline = math.inf  # until which the processes are waited for
         self.obs = buffers.obs.numpy()
         self.actions = buffers.actions.numpy()
         self.rewards = buffers.rewards.numpy()
@@ -497,28 +506,33 @@ class Environments:
         for pipe in self.pipes:
             try:
                 while not pipe.poll(timeout=0.2):
-                    if self.stop:
-                        self.deadline = min(self.deadline, time.monotonic() + 5)
                     ended = any(process.exitcode is not None for process in self.workers.processes)
-                    if ended or time.monotonic() > self.deadline:
+                    if ended or self.overdue():
                         raise WorkerLost
                 episodes += pipe.recv()
             except (EOFError, OSError):  # OSError also at Ctrl-C on Windows
                 raise WorkerLost from None
         return episodes
 
-    def close(self) -> None:
-        """Lets the processes close their environments and end; main kills those that take long.
+    def overdue(self) -> bool:
+        """Whether the deadline is over, which a signal brings forward to five seconds from then."""
+        if self.stop:
+            self.deadline = min(self.deadline, time.monotonic() + 5)
+        return time.monotonic() > self.deadline
 
-        Raises WorkerLost if one fails.
+    def close(self) -> None:
+        """Lets the processes close their environments and end, within a minute.
+
+        Raises WorkerLost if one fails, or has not ended by then.
         """
         for pipe in self.pipes:
             with contextlib.suppress(BrokenPipeError):
                 pipe.send(False)
-        deadline = time.monotonic() + 5
-        for process in self.workers.processes:
-            process.join(timeout=max(0, deadline - time.monotonic()))
-        if any(process.exitcode for process in self.workers.processes):
+        processes = self.workers.processes
+        self.deadline = time.monotonic() + 60
+        while any(process.exitcode is None for process in processes) and not self.overdue():
+            time.sleep(0.02)
+        if any(process.exitcode != 0 for process in processes):
             raise WorkerLost
 
     def why_lost(self) -> str:
@@ -529,7 +543,9 @@ class Environments:
             return str(error)
         # join does not see that a process has ended while one that it started is alive.
         exit_codes = [process.exitcode for process in self.workers.processes if process.exitcode]
-        return f"exit code {exit_codes[0]}" if exit_codes else "does its environment call exit()?"
+        if exit_codes:
+            return f"exit code {exit_codes[0]}"
+        return f"does its environment {'hang' if self.overdue() else 'call exit()'}?"
 
 
 # Algorithm
@@ -592,28 +608,19 @@ def clip_grads(grads: tuple[Tensor, ...], max_norm: float) -> tuple[tuple[Tensor
     return grads, norm
 
 
-@dataclass
-class Segments:
-    """A segment of each environment, by rank, and the episodes that ended in them.
-
-    observations[rank] has the states in which the actions were taken, without the state after the
-    last of them, which is in Environments.obs.
-    """
-
-    observations: list[list[Tensor]]
-    actions: list[list[int]]
-    rewards: list[list[float]]
-    episodes: list[dict[str, Any]]
+Segment = list[tuple[Tensor, int, float]]  # the state, action and reward of each step
 
 
-def play_segments(args: Args, network: Network, envs: Environments) -> Segments:
+def play_segments(
+    args: Args, network: Network, envs: Environments
+) -> tuple[list[Segment], list[dict[str, Any]]]:
     """Plays a segment of each environment: t_max steps, or fewer if its episode or a life ends.
 
-    The network acts in all of them in one batch. After a signal the segments end early.
+    The network acts in all of them in one batch. After a signal the segments end early. Returns the
+    segments, by rank, and the episodes that ended in them. The state after the last step of each
+    segment is in envs.obs.
     """
-    observations: list[list[Tensor]] = [[] for _ in range(args.num_workers)]
-    actions: list[list[int]] = [[] for _ in range(args.num_workers)]
-    rewards: list[list[float]] = [[] for _ in range(args.num_workers)]
+    segments: list[Segment] = [[] for _ in range(args.num_workers)]
     episodes: list[dict[str, Any]] = []
 
     playing = [*range(args.num_workers)]
@@ -623,16 +630,14 @@ def play_segments(args: Args, network: Network, envs: Environments) -> Segments:
         episodes += envs.step(dict(zip(playing, drawn, strict=True)))
 
         for rank, state, action in zip(playing, obs, drawn, strict=True):
-            observations[rank].append(state)
-            actions[rank].append(action)
-            rewards[rank].append(float(envs.rewards[rank]))
+            segments[rank].append((state, action, float(envs.rewards[rank])))
         ended = envs.terminal | envs.over
         playing = [
-            rank for rank in playing if len(actions[rank]) < args.num_steps and not ended[rank]
+            rank for rank in playing if len(segments[rank]) < args.num_steps and not ended[rank]
         ]
         if envs.stop:  # checked after a step, so that no segment is empty
             break
-    return Segments(observations, actions, rewards, episodes)
+    return segments, episodes
 
 
 def coordinator(
@@ -648,27 +653,29 @@ def coordinator(
         if envs.over.any():
             envs.step({rank: Buffers.RESET for rank in envs.over.nonzero()[0]})
 
-        # Snapshot: the network on --device ← θ
+        # Snapshot: copy θ into the network (on --device)
         network.load_state_dict(shared.theta)
 
         # Act: up to t_max steps of each environment, in one batch
-        segments = play_segments(args, network, envs)
+        segments, episodes = play_segments(args, network, envs)
 
         # Learn: Δθ from one pass over the n steps of all segments, and the states to bootstrap from
-        last = torch.from_numpy(envs.obs)  # (num_workers, ...), each segment's last state
-        states = torch.stack([*chain(*segments.observations), *last])  # (n + num_workers, ...)
-        actions = torch.tensor([*chain(*segments.actions)], device=args.device)  # (n,)
+        observations, actions, _ = zip(*chain(*segments), strict=True)
         n = len(actions)
+        last = torch.from_numpy(envs.obs)  # (num_workers, ...), each segment's last state
+        states = torch.stack([*observations, *last])  # (n + num_workers, ...)
         # (n + num_workers, num_actions), (n + num_workers,)
         logits, values = network(states.to(args.device))
         bootstraps = values[n:].tolist()
         all_returns: list[float] = []
-        for rank, rewards in enumerate(segments.rewards):
+        for rank, segment in enumerate(segments):
+            rewards = [reward for _, _, reward in segment]
             bootstrap = 0.0 if envs.terminal[rank] else bootstraps[rank]
             all_returns += n_step_returns(rewards, bootstrap, args.gamma)
         returns = torch.tensor(all_returns, device=args.device)  # (n,)
+        action_tensor = torch.tensor(actions, device=args.device)  # (n,)
         loss, stats = actor_critic_loss(
-            logits[:n], values[:n], actions, returns, args.ent_coef, args.vf_coef
+            logits[:n], values[:n], action_tensor, returns, args.ent_coef, args.vf_coef
         )
         grads = torch.autograd.grad(loss, list(network.parameters()))
         grads, grad_norm = clip_grads(grads, args.max_grad_norm)
@@ -678,12 +685,12 @@ def coordinator(
         cpu_grads = [grad.cpu() for grad in grads]
         shared.rmsprop_update(cpu_grads, learning_rate, args.rms_alpha, args.rms_eps)
         shared.updates[0] += 1
-        shared.steps += torch.tensor([len(rewards) for rewards in segments.rewards])
+        shared.steps += torch.tensor([len(segment) for segment in segments])
 
         # Log
         stats |= {"losses/grad_norm": grad_norm, "charts/learning_rate": learning_rate}
         log.update(step + n, stats, values[:n], returns)
-        for episode in segments.episodes:
+        for episode in episodes:
             log.episode(step + n, episode)
         recorder.progress(step + n)
         recorder.save_if_due()
@@ -756,8 +763,9 @@ def run_worker(
     Of P processes, the one with this index has the environments of ranks index, index + P, …
     """
     prepare_worker(seeds[index])
-    ranks = range(index, args.num_workers, len(pipes))  # num_workers counts environments
+    ranks = range(index, args.num_workers, len(pipes))  # of its environments
     with contextlib.ExitStack() as stack:
+        stack.callback(flush_output)  # last: multiprocessing's own flush would fail the worker
         stack.callback(end_children)  # after the environments have been closed
         with limit_cleanup():
             envs = {rank: stack.enter_context(make_env(args.env_id)) for rank in ranks}
@@ -836,7 +844,7 @@ class Recorder:
                 logged_step = max(step, self.next_steps.get(tag, 0))
                 self.writer.add_scalar(tag, value, logged_step)
                 self.next_steps[tag] = logged_step + 1
-        except OSError as error:  # a full disk: the run goes on
+        except Exception as error:  # a full disk (TensorFlow, if installed, has its own errors)
             if not self.log_failed:
                 what = "cannot write the log until the next checkpoint (disk full?)"
                 warn(f"{SCRIPT.name}: {what}: {error}")
@@ -863,13 +871,13 @@ class Recorder:
             saved = save_checkpoint(self.shared, self.args, self.run_dir)
             self.last_save = time.monotonic()
             if saved and self.log_failed:  # TensorBoard's writer does not recover by itself
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(Exception):
                     self.writer = SummaryWriter(self.run_dir, flush_secs=5)
                     self.log_failed = False
 
     def close(self) -> None:
         self.progress(int(self.shared.steps.sum()), last=True)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             self.writer.close()
         with contextlib.suppress(OSError):
             self.bar.close()
@@ -931,8 +939,9 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
             os.fsync(stream.fileno())
         if file.exists():
             previous = run_dir / "checkpoint.prev.part"
-            shutil.copyfile(file, previous)
-            os.replace(previous, run_dir / "checkpoint.prev.pt")
+            with contextlib.suppress(OSError):  # no space for both: the newest counts
+                shutil.copyfile(file, previous)
+                os.replace(previous, run_dir / "checkpoint.prev.pt")
         os.replace(part, file)
     except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
         warn(f"{SCRIPT.name}: cannot write {file} (disk full, or in use?): {error}")
@@ -967,11 +976,13 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     """Plays full episodes with act(); prints and returns their unclipped returns."""
     env = make_env(args.env_id, args.capture_video)
     # An episode might never end: it gets 100,000 steps, or the environment's own limit if longer.
-    limit = max(100_000, (env.spec and env.spec.max_episode_steps) or 0)
+    own_limit = env.spec.max_episode_steps if env.spec else None
+    limit = max(100_000, own_limit or 0)
     if args.capture_video:
         try:
             env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
-        except (OSError, ValueError) as error:  # it cannot be written, or nothing is rendered
+        except (OSError, ValueError, gym.error.DependencyNotInstalled) as error:
+            env.close()
             bad_input(f"--capture-video: {error}")
 
     returns = []
@@ -1101,8 +1112,8 @@ def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
 def claim_run(args: Args, run_dir: Path, start: int) -> TextIO:
     """Writes the run's args.json, and returns the file, which is locked until it is closed.
 
-    Refuses a run that another process is training (not on Windows, which has no fcntl), or has
-    trained since its checkpoint was loaded, at T = start.
+    Refuses a run that another process is training (not on Windows, which has no fcntl). Refuses it
+    also if its checkpoint is no longer at T = `start`, as it was when it was loaded.
     """
     try:
         file = (run_dir / "args.json").open("a")
@@ -1165,6 +1176,7 @@ def start_workers(args: Args, seeds: list[int], buffers: Buffers, stop: Tensor) 
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     others = mp.active_children()  # those of a program that calls main must stay
     try:
+        flush_output()  # multiprocessing flushes, too, and fails if nobody reads the output
         pipes = [mp.get_context(method).Pipe() for _ in range(num_processes)]
         coordinator_ends, worker_ends = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
         workers = mp.start_processes(
@@ -1178,7 +1190,7 @@ def start_workers(args: Args, seeds: list[int], buffers: Buffers, stop: Tensor) 
         for process in {*mp.active_children()} - {*others}:
             process.kill()
         if isinstance(error, OSError):  # too many files or processes
-            advice = f"if there are too many, set --num-workers below {num_processes}"
+            advice = "if there are too many, lower --num-workers, or give it fewer cores (taskset)"
             bad_input(f"cannot start {num_processes} processes: {error}: {advice}")
         raise
     return Environments(workers, coordinator_ends, buffers, stop)
@@ -1231,7 +1243,7 @@ def main(args: Args) -> list[float] | None:
 
     sequence = np.random.SeedSequence([args.seed, start])  # a resumed run gets new seeds
     seeds = sequence.generate_state(args.num_workers).tolist()
-    lost = True  # until all processes have closed their environments
+    lost = True  # unless all processes close their environments and end
     with claim_run(args, run_dir, start), StopSignals(shared.stop) as signals:
         envs = start_workers(args, seeds, buffers, shared.stop)
         try:
@@ -1242,7 +1254,7 @@ def main(args: Args) -> list[float] | None:
             envs.close()
             lost = False
         except WorkerLost:
-            if signals.signum:  # a terminal's Ctrl-C also reaches the workers: let them close
+            if signals.signum:  # they may be closing already: a terminal's Ctrl-C reaches them, too
                 with contextlib.suppress(WorkerLost):
                     envs.close()
             else:

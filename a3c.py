@@ -28,8 +28,8 @@ Where this file differs from the paper, or seems to:
   images ε and η are smaller and α is larger, so that Breakout and Pong are learned within 10M steps
   (docs/learning.md). The authors' settings, as far as known, are --init paper --learning-rate 7e-4
   --rms-eps 0.1 --rms-alpha 0.99 --vf-coef 1 --total-timesteps 80000000.
-- The median of every image, over its four screens, is subtracted from it: a bright background, as
-  in Pong, would kill most channels of the first layer (docs/learning.md).
+- The median of each image, over its four screens, is subtracted from it. Without this, a bright
+  background, as in Pong, kills most channels of the first layer (docs/learning.md).
 - One batched pass over a segment gives the gradient that Algorithm S3 accumulates step by step,
   because θ' does not change within a segment.
 - The entropy bonus is from section 4; Algorithm S3 leaves it out.
@@ -84,7 +84,7 @@ SCRIPT = Path(__file__)  # checkpoints hold its name, and other scripts' are ref
 torch.set_num_threads(1)  # one core per process; a thread pool would not survive a fork
 cv2.setNumThreads(0)
 tqdm.set_lock(threading.RLock())  # tqdm's own would set multiprocessing's start method
-torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
+torch.set_flush_denormal(True)  # the g of unused weights decays to denormals, which are slow
 # NumPy before 2.4 warns that they are flushed.
 warnings.filterwarnings("ignore", "The value of the smallest subnormal")
 
@@ -231,7 +231,15 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
         if "unexpected keyword argument 'render_mode'" not in str(error):
             raise
         raise UnsupportedEnvironment("to record it, give its constructor a render_mode") from error
+    try:
+        return preprocess(env, video)
+    except BaseException:
+        env.close()  # what it has started would keep Python from exiting
+        raise
 
+
+def preprocess(env: gym.Env, video: bool) -> gym.Env:
+    """Checks an environment, and wraps it as make_env says. Raises UnsupportedEnvironment."""
     space, actions = env.observation_space, env.action_space
     if not isinstance(space, gym.spaces.Box):
         raise UnsupportedEnvironment(f"observations must be a Box, not {space}")
@@ -584,6 +592,7 @@ def run_worker(
     """What a worker's process runs. Closes the environment even if the worker raises."""
     prepare_worker(seeds[rank])
     with contextlib.ExitStack() as stack:
+        stack.callback(flush_output)  # last: multiprocessing's own flush would fail the worker
         stack.callback(end_children)  # after the environment has been closed
         with limit_cleanup():
             env = stack.enter_context(make_env(args.env_id))
@@ -662,7 +671,7 @@ class Recorder:
                 logged_step = max(step, self.next_steps.get(tag, 0))
                 self.writer.add_scalar(tag, value, logged_step)
                 self.next_steps[tag] = logged_step + 1
-        except OSError as error:  # a full disk: the run goes on
+        except Exception as error:  # a full disk (TensorFlow, if installed, has its own errors)
             if not self.log_failed:
                 what = "cannot write the log until the next checkpoint (disk full?)"
                 warn(f"{SCRIPT.name}: {what}: {error}")
@@ -689,13 +698,13 @@ class Recorder:
             saved = save_checkpoint(self.shared, self.args, self.run_dir)
             self.last_save = time.monotonic()
             if saved and self.log_failed:  # TensorBoard's writer does not recover by itself
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(Exception):
                     self.writer = SummaryWriter(self.run_dir, flush_secs=5)
                     self.log_failed = False
 
     def close(self) -> None:
         self.progress(int(self.shared.steps.sum()), last=True)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             self.writer.close()
         with contextlib.suppress(OSError):
             self.bar.close()
@@ -757,8 +766,9 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
             os.fsync(stream.fileno())
         if file.exists():
             previous = run_dir / "checkpoint.prev.part"
-            shutil.copyfile(file, previous)
-            os.replace(previous, run_dir / "checkpoint.prev.pt")
+            with contextlib.suppress(OSError):  # no space for both: the newest counts
+                shutil.copyfile(file, previous)
+                os.replace(previous, run_dir / "checkpoint.prev.pt")
         os.replace(part, file)
     except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
         warn(f"{SCRIPT.name}: cannot write {file} (disk full, or in use?): {error}")
@@ -793,11 +803,13 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     """Plays full episodes with act(); prints and returns their unclipped returns."""
     env = make_env(args.env_id, args.capture_video)
     # An episode might never end: it gets 100,000 steps, or the environment's own limit if longer.
-    limit = max(100_000, (env.spec and env.spec.max_episode_steps) or 0)
+    own_limit = env.spec.max_episode_steps if env.spec else None
+    limit = max(100_000, own_limit or 0)
     if args.capture_video:
         try:
             env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
-        except (OSError, ValueError) as error:  # it cannot be written, or nothing is rendered
+        except (OSError, ValueError, gym.error.DependencyNotInstalled) as error:
+            env.close()
             bad_input(f"--capture-video: {error}")
 
     returns = []
@@ -921,8 +933,8 @@ def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
 def claim_run(args: Args, run_dir: Path, start: int) -> TextIO:
     """Writes the run's args.json, and returns the file, which is locked until it is closed.
 
-    Refuses a run that another process is training (not on Windows, which has no fcntl), or has
-    trained since its checkpoint was loaded, at T = start.
+    Refuses a run that another process is training (not on Windows, which has no fcntl). Refuses it
+    also if its checkpoint is no longer at T = `start`, as it was when it was loaded.
     """
     try:
         file = (run_dir / "args.json").open("a")
@@ -970,6 +982,7 @@ def start_workers(args: Args, shared: Shared) -> tuple[mp.ProcessContext, list[C
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     others = mp.active_children()  # those of a program that calls main must stay
     try:
+        flush_output()  # multiprocessing flushes, too, and fails if nobody reads the output
         pipes = [mp.get_context(method).Pipe(duplex=False) for _ in range(args.num_workers)]
         receivers, senders = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
         workers = mp.start_processes(
@@ -998,7 +1011,8 @@ def watch(
 ) -> bool:
     """Records the run until all workers have ended; returns whether one was lost.
 
-    A worker that hangs, or exits before the end of the run, counts as lost, and is not waited for.
+    A worker counts as lost if it exits before the end of the run, or has not ended 60 seconds after
+    the last step, or 10 seconds after a signal.
     """
     deadline = math.inf  # by which the workers must have ended, once it is set
     while True:

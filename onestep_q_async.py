@@ -27,8 +27,8 @@ Where this file differs from the paper, or seems to:
   RMSProp's ε are smaller, and α is larger (docs/hyperparameters.md). The authors' settings, as far
   as known (all but α from e-mails about A3C), are --init paper --learning-rate 7e-4 --rms-eps 0.1
   --rms-alpha 0.99 --total-timesteps 80000000.
-- The median of every image, over its four screens, is subtracted from it: a bright background, as
-  in Pong, kills most channels with the other defaults, or all units (docs/value_methods.md).
+- The median of each image, over its four screens, is subtracted from it. Without this, a bright
+  background, as in Pong, kills most channels of the first layer, or all (docs/value_methods.md).
 - Algorithm 1 acts and learns with the shared θ itself. Here θ' is fixed for a whole segment: no
   other worker can change it between the forward and the backward pass of a batch. With one worker
   this makes no difference.
@@ -38,7 +38,9 @@ Where this file differs from the paper, or seems to:
 - A time limit bootstraps from the last observation. A lost life in Atari ends the segment with
   y = r, but the game goes on.
 - Each worker draws its final ε once, not periodically: 0.1, 0.01 or 0.5, with probabilities 0.4,
-  0.3 and 0.3. Worker 0 alone refreshes θ⁻, and after its update, where Algorithm 1 does so before.
+  0.3 and 0.3.
+- T grows by a whole segment at each update. So worker 0 refreshes θ⁻ once T has passed a multiple
+  of I_target, after its update. Algorithm 1 does so if T mod I_target = 0, before the update.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ SCRIPT = Path(__file__)  # checkpoints hold its name, and other scripts' are ref
 torch.set_num_threads(1)  # one core per process; a thread pool would not survive a fork
 cv2.setNumThreads(0)
 tqdm.set_lock(threading.RLock())  # tqdm's own would set multiprocessing's start method
-torch.set_flush_denormal(True)  # the g of dead units ends in denormals, which are slow
+torch.set_flush_denormal(True)  # the g of unused weights decays to denormals, which are slow
 # NumPy before 2.4 warns that they are flushed.
 warnings.filterwarnings("ignore", "The value of the smallest subnormal")
 
@@ -112,7 +114,7 @@ class Args:
     num_steps: int = 5  # longest segment between two updates, in agent steps (I_AsyncUpdate)
     gamma: float = 0.99  # discount per agent step (γ)
     exploration_steps: int = 0  # T at which ε has its final value; 0: 1M for images, else 25,000
-    target_interval: int = 0  # T between refreshes of θ⁻ (I_target); 0: 10k for images, else 250
+    target_interval: int = 0  # steps between refreshes of θ⁻, I_target; 0: 10k for images, else 250
     init: Literal["orthogonal", "paper"] = "orthogonal"  # weights for images; paper: ±1/√fan_in
 
     # Optimizer
@@ -235,7 +237,15 @@ def make_env(env_id: str, video: bool = False) -> gym.Env:
         if "unexpected keyword argument 'render_mode'" not in str(error):
             raise
         raise UnsupportedEnvironment("to record it, give its constructor a render_mode") from error
+    try:
+        return preprocess(env, video)
+    except BaseException:
+        env.close()  # what it has started would keep Python from exiting
+        raise
 
+
+def preprocess(env: gym.Env, video: bool) -> gym.Env:
+    """Checks an environment, and wraps it as make_env says. Raises UnsupportedEnvironment."""
     space, actions = env.observation_space, env.action_space
     if not isinstance(space, gym.spaces.Box):
         raise UnsupportedEnvironment(f"observations must be a Box, not {space}")
@@ -330,7 +340,7 @@ def make_network(env: gym.Env, init: str) -> Network:
                 nn.init.orthogonal_(layer.weight, gain=2**0.5)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        nn.init.orthogonal_(network.q.weight, gain=0.01)  # so that all actions start nearly equal
+        nn.init.orthogonal_(network.q.weight, gain=0.01)  # so that all Q start nearly equal
     # Channels last, as in the observations, so that convolutions need not copy their input.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -340,7 +350,7 @@ action_rng = random.Random()  # not the module's, which an environment may seed
 
 @torch.inference_mode()
 def act(network: Network, obs: np.ndarray, epsilon: float = 0.05) -> int:
-    """ε-greedy: a random action with probability ε, else the best. evaluate() keeps ε at 0.05."""
+    """ε-greedy: a random action with probability ε, else the best. evaluate() takes the default."""
     if action_rng.random() < epsilon:
         return action_rng.randrange(network.q.out_features)
     return int(network(torch.as_tensor(obs)[None]).argmax())
@@ -468,7 +478,7 @@ def worker(rank: int, args: Args, seed: int, env: gym.Env, shared: Shared, log: 
     log uses `step + t`: T at the update, not counting what other workers did in the meantime.
     """
     network = make_network(env, args.init)  # for θ', which is this worker's own
-    target_network = make_network(env, args.init).requires_grad_(False)
+    target_network = make_network(env, args.init).requires_grad_(False)  # targets are constants
     target_network.load_state_dict(shared.target, assign=True)  # θ⁻ itself, not a copy
     final_epsilon = sample_final_epsilon(args.seed, rank)
     obs, _ = env.reset(seed=seed)
@@ -592,6 +602,7 @@ def run_worker(
     """What a worker's process runs. Closes the environment even if the worker raises."""
     prepare_worker(seeds[rank])
     with contextlib.ExitStack() as stack:
+        stack.callback(flush_output)  # last: multiprocessing's own flush would fail the worker
         stack.callback(end_children)  # after the environment has been closed
         with limit_cleanup():
             env = stack.enter_context(make_env(args.env_id))
@@ -670,7 +681,7 @@ class Recorder:
                 logged_step = max(step, self.next_steps.get(tag, 0))
                 self.writer.add_scalar(tag, value, logged_step)
                 self.next_steps[tag] = logged_step + 1
-        except OSError as error:  # a full disk: the run goes on
+        except Exception as error:  # a full disk (TensorFlow, if installed, has its own errors)
             if not self.log_failed:
                 what = "cannot write the log until the next checkpoint (disk full?)"
                 warn(f"{SCRIPT.name}: {what}: {error}")
@@ -697,13 +708,13 @@ class Recorder:
             saved = save_checkpoint(self.shared, self.args, self.run_dir)
             self.last_save = time.monotonic()
             if saved and self.log_failed:  # TensorBoard's writer does not recover by itself
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(Exception):
                     self.writer = SummaryWriter(self.run_dir, flush_secs=5)
                     self.log_failed = False
 
     def close(self) -> None:
         self.progress(int(self.shared.steps.sum()), last=True)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             self.writer.close()
         with contextlib.suppress(OSError):
             self.bar.close()
@@ -765,8 +776,9 @@ def save_checkpoint(shared: Shared, args: Args, run_dir: Path) -> bool:
             os.fsync(stream.fileno())
         if file.exists():
             previous = run_dir / "checkpoint.prev.part"
-            shutil.copyfile(file, previous)
-            os.replace(previous, run_dir / "checkpoint.prev.pt")
+            with contextlib.suppress(OSError):  # no space for both: the newest counts
+                shutil.copyfile(file, previous)
+                os.replace(previous, run_dir / "checkpoint.prev.pt")
         os.replace(part, file)
     except (OSError, RuntimeError) as error:  # a full disk: the run goes on, the old file stays
         warn(f"{SCRIPT.name}: cannot write {file} (disk full, or in use?): {error}")
@@ -801,11 +813,13 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
     """Plays full episodes with act(); prints and returns their unclipped returns."""
     env = make_env(args.env_id, args.capture_video)
     # An episode might never end: it gets 100,000 steps, or the environment's own limit if longer.
-    limit = max(100_000, (env.spec and env.spec.max_episode_steps) or 0)
+    own_limit = env.spec.max_episode_steps if env.spec else None
+    limit = max(100_000, own_limit or 0)
     if args.capture_video:
         try:
             env = gym.wrappers.RecordVideo(env, str(run_dir / "videos"), lambda episode: True)
-        except (OSError, ValueError) as error:  # it cannot be written, or nothing is rendered
+        except (OSError, ValueError, gym.error.DependencyNotInstalled) as error:
+            env.close()
             bad_input(f"--capture-video: {error}")
 
     returns = []
@@ -929,8 +943,8 @@ def start_run(args: Args, network: Network) -> tuple[Shared, Path]:
 def claim_run(args: Args, run_dir: Path, start: int) -> TextIO:
     """Writes the run's args.json, and returns the file, which is locked until it is closed.
 
-    Refuses a run that another process is training (not on Windows, which has no fcntl), or has
-    trained since its checkpoint was loaded, at T = start.
+    Refuses a run that another process is training (not on Windows, which has no fcntl). Refuses it
+    also if its checkpoint is no longer at T = `start`, as it was when it was loaded.
     """
     try:
         file = (run_dir / "args.json").open("a")
@@ -978,6 +992,7 @@ def start_workers(args: Args, shared: Shared) -> tuple[mp.ProcessContext, list[C
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     others = mp.active_children()  # those of a program that calls main must stay
     try:
+        flush_output()  # multiprocessing flushes, too, and fails if nobody reads the output
         pipes = [mp.get_context(method).Pipe(duplex=False) for _ in range(args.num_workers)]
         receivers, senders = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
         workers = mp.start_processes(
@@ -1006,7 +1021,8 @@ def watch(
 ) -> bool:
     """Records the run until all workers have ended; returns whether one was lost.
 
-    A worker that hangs, or exits before the end of the run, counts as lost, and is not waited for.
+    A worker counts as lost if it exits before the end of the run, or has not ended 60 seconds after
+    the last step, or 10 seconds after a signal.
     """
     deadline = math.inf  # by which the workers must have ended, once it is set
     while True:

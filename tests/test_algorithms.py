@@ -1,7 +1,9 @@
 """Each script's updates against the paper's pseudocode, from what the environments saw."""
 
+import contextlib
 import importlib
 import itertools
+import math
 import os
 import random
 import subprocess
@@ -359,9 +361,8 @@ def test_a_signal_ends_the_segments_of_a2c_early():
         return step(actions)
 
     envs.step = signalled_step
-    segments = a2c.play_segments(args, network, envs)
-    assert [len(actions) for actions in segments.actions] == [3, 3]
-    assert [len(observations) for observations in segments.observations] == [3, 3]
+    segments, _ = a2c.play_segments(args, network, envs)
+    assert [len(segment) for segment in segments] == [3, 3]
 
 
 def test_an_a2c_worker_steps_its_share_of_the_environments(monkeypatch):
@@ -515,6 +516,34 @@ def test_a2c_waits_five_seconds_in_all_after_a_signal(monkeypatch):
     with pytest.raises(a2c.WorkerLost):
         envs.step({0: 1})
     assert clock.now == pytest.approx(5, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    "signal_at, closed_at, given_up_at",
+    [(None, 50, None), (None, math.inf, 60), (10, 14, None), (10, math.inf, 15), (58, 70, 60)],
+)
+def test_a2c_waits_a_minute_for_environments_to_close(
+    monkeypatch, signal_at, closed_at, given_up_at
+):
+    class Process:
+        @property
+        def exitcode(self):
+            return 0 if clock.now >= closed_at else None
+
+    def sleep(seconds):
+        clock.now += seconds
+        if signal_at and clock.now >= signal_at:
+            stop.fill_(True)
+
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, sleep=sleep)
+    monkeypatch.setattr(a2c, "time", clock)
+    stop = torch.zeros(1, dtype=torch.bool)
+    workers = SimpleNamespace(processes=[Process()], join=lambda timeout: False)
+    envs = a2c.Environments(workers, [], a2c.Buffers((1,), np.dtype(np.float32), 1), stop)
+    with pytest.raises(a2c.WorkerLost) if given_up_at else contextlib.nullcontext():
+        envs.close()
+    assert clock.now == pytest.approx(given_up_at or closed_at, abs=0.1)
+    assert not given_up_at or envs.why_lost() == "does its environment hang?"
 
 
 def test_an_a2c_environment_without_an_action_sits_out():

@@ -38,12 +38,12 @@ DIFFERENT = {
 }
 ORDER = """
 docstring SCRIPT Args choose_defaults
-UnsupportedEnvironment Atari resize is_image make_env
+UnsupportedEnvironment Atari resize is_image make_env preprocess
 ImageNetwork FlatNetwork Network make_network action_rng act
 Shared share Buffers step_environments WorkerLost Environments
 sample_final_epsilon anneal_epsilon
 one_step_targets n_step_returns q_loss actor_critic_loss clip_grads
-worker Segments play_segments coordinator
+worker Segment play_segments coordinator
 seed_generators interrupt prepare_worker end_children limit_cleanup run_worker
 WorkerLog Recorder StopSignals save_checkpoint load_checkpoint evaluate
 show warn flush_output bad_input BOUNDS validate_args prepare_run
@@ -53,7 +53,7 @@ start_run claim_run lock load_params make_buffers start_workers watch num_cores 
 BUDGETS = {
     ("onestep_q_async", "sarsa_async"): 40,
     ("sarsa_async", "nstep_q_async"): 70,
-    ("nstep_q_async", "a3c"): 190,
+    ("nstep_q_async", "a3c"): 195,
     ("a3c", "a2c"): 490,
 }
 

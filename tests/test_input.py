@@ -98,6 +98,14 @@ def test_flags_of_one_script_that_cannot_work_are_refused(
 
 
 @OF_ONE
+def test_a_refused_environment_is_closed(script):
+    before = toy_envs.Dict.closed
+    with pytest.raises(script.UnsupportedEnvironment):
+        script.make_env("toy_envs:Dict-v0")
+    assert toy_envs.Dict.closed == before + 1
+
+
+@OF_ONE
 @pytest.mark.parametrize(
     "kind, told",
     [

@@ -264,6 +264,11 @@ class ClosesSlowly(Told):
             Path(os.environ["TOY_DIR"], f"{os.getpid()} is closed").touch()
 
 
+class PrintsAtClose(Count):
+    def close(self):
+        print("the toy is closed")
+
+
 class Halves(Count):
     """Observes whole numbers at first, as its space declares, but then 0.5, 1.0, 1.5 and so on."""
 
@@ -356,9 +361,13 @@ class Image(Count):
 
 class Dict(Count):
     observation_space = gym.spaces.Dict({"count": Box(0, 100, (2,), np.float32)})
+    closed = 0
 
     def observe(self):
         return {"count": super().observe()}
+
+    def close(self):
+        Dict.closed += 1
 
 
 def minus_breakout():
@@ -395,6 +404,7 @@ register("IgnoresSignals", IgnoresSignals)
 register("LeavesProcess", LeavesProcess)
 register("CrashesBesideProcess", CrashesBesideProcess)
 register("CountsEpisodes", CountsEpisodes)
+register("PrintsAtClose", PrintsAtClose)
 register("CrashesAtClose", CrashesAtClose, end="never")
 register("Terminates", Count)
 register("Truncates", Count, end="truncated")
