@@ -2,10 +2,11 @@
 
     python benchmark/curve.py runs/NAME [--commit REV ...] >benchmark/results/NAME.csv
 
-A comment block heads it: the machine, versions, commit, command and seed of the run. A row is the
-mean over --bin agent steps. The last steps, which do not fill a row, are left out. Where a run was
-killed and resumed from an older checkpoint, the steps taken twice count once. --earlier takes the rows
-before a resume from the CSV of the run's earlier part, whose events are no longer there.
+A comment block heads it: the commit, command and seed of the run, and the machine and versions that
+this command is run with, so use it on the run's machine. A row is the mean over --bin agent steps.
+The last steps, which do not fill a row, are left out. Where a run was killed and resumed from an
+older checkpoint, the steps taken twice count once. --earlier takes the rows before a resume from
+the CSV of the run's earlier part, whose events are no longer there.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Makes a GIF of the first seconds of a recorded episode.
 
-    python a2c.py --evaluate benchmark/results/PongNoFrameskip-v4__a2c__1 --eval-episodes 1 --capture-video
+    python a2c.py --evaluate benchmark/results/PongNoFrameskip-v4__a2c__1 --capture-video
     python benchmark/gif.py VIDEO.mp4 docs/figures/pong.gif
 
 The first command leaves its videos in the run's folder, under `videos`.

@@ -77,22 +77,29 @@ def launch(args: Args, method: str, num_workers: int) -> tuple[float, float]:
         file = Path(folder) / "launch.py"
         file.write_text(LAUNCH.format(root=str(ROOT), script=args.script))
         words = [sys.executable, str(file), method, str(num_workers), folder]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
         start = time.monotonic()
-        with subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as process:
-            for line in process.stdout:
-                if line == "all\n":
-                    break
+        process = subprocess.Popen(words, start_new_session=True, **pipes)
+        try:
+            if not any(line == "all\n" for line in process.stdout):
+                raise RuntimeError(f"ended early: {words}")
             seconds = time.monotonic() - start
             time.sleep(2)
             memory = sum(map(proportional_set_size, [process.pid, *descendants(process.pid)]))
-            process.send_signal(signal.SIGINT)
-            process.stdout.read()
+        finally:  # also if the measurement is interrupted
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return seconds, memory
 
 
+def end_programs_when_killed() -> None:
+    """Turns SIGTERM and SIGHUP into SystemExit, so that no program outlives the measurement."""
+    for signum in signal.SIGTERM, signal.SIGHUP:
+        signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
+
+
 def main(args: Args) -> None:
+    end_programs_when_killed()
     rows = []
     for repeat in range(args.repeats):
         for method in ("fork", "forkserver", "spawn"):
@@ -104,10 +111,11 @@ def main(args: Args) -> None:
             )
             print(*rows[-1], flush=True)
     with open(args.out, "w", newline="") as file:
-        command = f"python benchmark/processes.py --out {args.out} --repeats {args.repeats}"
+        flags = f"--script {args.script} --num-workers {args.num_workers} --repeats {args.repeats}"
+        command = f"python benchmark/processes.py --out {args.out} {flags}"
         loaded = f"{machine()}; load at the end, of its own: {os.getloadavg()[0]:.1f}"
         file.write(header(command, machine=loaded))
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
             (
                 "script",

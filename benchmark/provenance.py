@@ -14,8 +14,9 @@ PACKAGES = "torch", "gymnasium", "ale-py", "opencv-python-headless", "numpy"
 
 
 def output(*command: str) -> str:
-    """What a command prints when it runs in the repository's root."""
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    """What a command prints when it runs in the repository's root. Raises if it fails."""
+    pipe = subprocess.PIPE
+    return subprocess.run(command, stdout=pipe, text=True, cwd=ROOT, check=True).stdout.strip()
 
 
 def machine() -> str:

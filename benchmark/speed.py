@@ -1,4 +1,4 @@
-"""Measures agent steps per second on Breakout: the five scripts, their peers, and the environment alone.
+"""Measures agent steps per second on Breakout: the scripts, their peers, the environment alone.
 
     python benchmark/speed.py --peers-python PATH
 
@@ -14,6 +14,7 @@ interpreter is PATH. The value methods are measured with the final ε of each wo
 random actions of a run's beginning need no network.
 """
 
+import contextlib
 import csv
 import os
 import re
@@ -45,7 +46,8 @@ PEERS = {
 }
 VERSIONS = """
 from importlib.metadata import version
-print(", ".join(f"{p} {version(p)}" for p in ("torch", "gymnasium", "ale-py", "pfrl", "stable-baselines3")))
+packages = "torch", "gymnasium", "ale-py", "pfrl", "stable-baselines3"
+print(", ".join(f"{package} {version(package)}" for package in packages))
 """
 COLUMNS = (
     "what",
@@ -94,8 +96,9 @@ def play(steps, rank):
         if terminated or truncated:
             env.reset()
 steps = multiprocessing.RawArray("q", {workers})
+fork = multiprocessing.get_context("fork")
 for rank in range({workers}):
-    multiprocessing.get_context("fork").Process(target=play, args=(steps, rank), daemon=True).start()
+    fork.Process(target=play, args=(steps, rank), daemon=True).start()
 while True:
     print(sum(steps), time.monotonic(), flush=True)
     time.sleep(0.01)
@@ -163,15 +166,15 @@ class Configuration:
         return (last_steps - first_steps) / (last - first)
 
     def end(self) -> None:
-        self.send(signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended early
+            self.send(signal.SIGKILL)
         self.process.wait()
         self.folder.cleanup()
 
 
 def take_turns(commands: dict, rounds: int, seconds: float) -> dict[object, list[float]]:
     """Agent steps per second of each command in each round."""
-    # Without this, the programs would outlive a measurement that is killed.
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    processes.end_programs_when_killed()
     configurations = {}
     try:
         for key, command in commands.items():
@@ -211,6 +214,7 @@ def configurations(args: Args, workers: tuple) -> dict[tuple[str, int], list[str
 
 
 def measure(args: Args) -> None:
+    processes.end_programs_when_killed()
     command = (
         f"python benchmark/speed.py --seconds {args.seconds:g} --rounds {args.rounds} "
         f"--launches {args.launches} --peers-python PATH; Breakout, the scripts with seed 1"
@@ -219,7 +223,7 @@ def measure(args: Args) -> None:
     idle = f"{machine()}; load before: {os.getloadavg()[0]:.1f}"
     with args.out.open("w", newline="") as file:
         file.write(header(command, machine=idle, peers=peers))
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for launch in range(args.launches):
             for script in SCRIPTS:
@@ -253,7 +257,10 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def report(path: Path) -> None:
-    """Prints the medians, ranges and ratios of a CSV, as Markdown. A ratio is of two turns in the same round."""
+    """Prints the medians, ranges and ratios of a CSV, as Markdown.
+
+    A ratio is of two turns in the same round.
+    """
     values = {column: {} for column in COLUMNS[4:]}
     head, rows = read(path)
     for row in rows:
@@ -274,7 +281,8 @@ def report(path: Path) -> None:
     table("", WORKERS, {name: [cell.get((name, n), "") for n in WORKERS] for name in names})
 
     print(
-        "The same for each core at work (one for each worker, until there are no more), and for each worker:\n"
+        "The same for each core at work (one for each worker, until there are no more), "
+        "and for each worker:\n"
     )
     cores = int(re.search(r"(\d+) cores", head["machine"])[1])
     median = {key: statistics.median(of_key) for key, of_key in rates.items()}

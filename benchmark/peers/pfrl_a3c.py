@@ -1,6 +1,6 @@
 """PFRL's A3C on the work of a3c.py: same game and network. For speed.py.
 
-The preprocessing is Gymnasium's, which PFRL resets, no-ops included, after each lost life.
+The preprocessing is Gymnasium's. As in a3c.py, a lost life ends the segment, but not the game.
 
     python benchmark/peers/pfrl_a3c.py PROCESSES
 
@@ -26,18 +26,26 @@ gym.register_envs(ale_py)
 class FourValues(gym.Wrapper):
     """What PFRL expects: step returns four values, reset one; rewards are clipped."""
 
+    over = True
+
     def reset(self):
-        return self.env.reset()[0]
+        if self.over:
+            self.obs, info = self.env.reset()
+            self.lives = info["lives"]
+        return self.obs
 
     def step(self, action):
-        obs, reward, terminated, truncated, info = self.env.step(int(action))
-        return obs, float(np.sign(reward)), terminated, {**info, "needs_reset": truncated}
+        self.obs, reward, terminated, truncated, info = self.env.step(int(action))
+        self.over = terminated or truncated
+        terminated = terminated or info["lives"] < self.lives
+        self.lives = info["lives"]
+        return self.obs, float(np.sign(reward)), terminated, {**info, "needs_reset": truncated}
 
 
 def make_env(rank: int, test: bool):
-    env = gym.wrappers.AtariPreprocessing(
-        gym.make("BreakoutNoFrameskip-v4"), terminal_on_life_loss=True
-    )
+    # Without obs_type, the emulator would draw an RGB screen beside the gray one.
+    env = gym.make("BreakoutNoFrameskip-v4", obs_type="grayscale")
+    env = gym.wrappers.AtariPreprocessing(env)
     env = gym.wrappers.FrameStackObservation(env, 4)
     env.reset(seed=rank)
     return FourValues(env)
@@ -71,8 +79,8 @@ def main(processes: int) -> None:
         phi=lambda obs: np.asarray(obs, np.float32) / 255,
     )  # fmt: skip
     pfrl.experiments.train_agent_async(
-        agent=agent, outdir=".", processes=processes, make_env=make_env, steps=10**9, eval_interval=None,
-        random_seeds=[*range(processes)], global_step_hooks=[report],
+        agent=agent, outdir=".", processes=processes, make_env=make_env, steps=10**9,
+        eval_interval=None, random_seeds=[*range(processes)], global_step_hooks=[report],
     )  # fmt: skip
 
 

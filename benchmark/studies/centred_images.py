@@ -25,7 +25,7 @@ def main() -> None:
     rows = [row for run in RUNS for row in watch(run, centred=True)]
     with (RESULTS / "centred_images.csv").open("w", newline="") as file:
         file.write(top)
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow((*SETTINGS, *MEASURED))
         writer.writerows(rows)
 

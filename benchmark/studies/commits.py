@@ -4,11 +4,11 @@
 
 The runs in benchmark/results were made with earlier commits, which the headers of their curves
 name. Each of these scripts is run again, with the flags of its run but one worker (two environments
-for a2c.py) and 1,000 steps, and today's script as well. In the value methods, ε is annealed over 500
-of these steps, and the target network is refreshed every 200. Writes benchmark/results/commits.csv: for
-each run and commit, the largest difference between the two networks' parameters, and for scale the
-largest change of a parameter in the last 995 of the steps. Needs the repository's history. Takes
-five minutes.
+for a2c.py) and 1,000 steps, and today's script as well. In the value methods, ε is annealed over
+500 of these steps, and the target network is refreshed every 200. Writes
+benchmark/results/commits.csv: for each run and commit, the largest difference
+between the two networks' parameters, and for scale the largest change of a parameter after the
+first update. Needs the repository's history. Takes five minutes.
 """
 
 import csv
@@ -40,7 +40,7 @@ def train(script: Path, flags: list[str], steps: int) -> torch.Tensor:
 def main() -> None:
     with (RESULTS / "commits.csv").open("w", newline="") as file:
         file.write(header("python benchmark/studies/commits.py"))
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("run", "commit", "largest_difference", "largest_change"))
         for curve in sorted(RESULTS.glob("*/curve.csv")):
             run, (curve_header, _) = curve.parent.name, read(curve)

@@ -110,7 +110,7 @@ def measure_trained() -> None:
     """Writes a row for each trained network on Atari."""
     with (RESULTS / "trained_units.csv").open("w", newline="") as file:
         file.write(header("python benchmark/studies/dead_units.py"))
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("script", "env_id", *MEASURED))
         for path in sorted(RESULTS.glob("*NoFrameskip*/checkpoint.pt")):
             checkpoint = torch.load(path, weights_only=True)
@@ -175,7 +175,7 @@ def main() -> None:
     if OUT.exists():
         done = {tuple(row[name] for name in SETTINGS) for row in read(OUT)[1]}
     with OUT.open("a", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         if not done:
             file.write(header("python benchmark/studies/dead_units.py"))
             writer.writerow((*SETTINGS, *MEASURED))

@@ -31,7 +31,7 @@ def main() -> None:
     with file, tempfile.TemporaryDirectory() as first:
         commits = f"{FIRST_EDITION} (first), {commit()} (second)"
         file.write(header("python benchmark/studies/editions.py", commit=commits))
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("script", "workers", "edition", "launch", "round", "steps_per_second"))
         for script, workers in ("a3c", 1), ("a3c", 16), ("a2c", 16):
             with (Path(first) / f"{script}.py").open("wb") as old:

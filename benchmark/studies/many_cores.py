@@ -65,7 +65,7 @@ def main(args: Args) -> None:
         peers = output(args.peers_python, "-c", PEER_VERSIONS) if args.peers_python else "not timed"
         file.write(header(line, machine=f"{machine()}, {gpu}", peers=peers))
         rates = take_turns(programs(args, Path(folder)), args.rounds, seconds=1.0)
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("what", "workers", "round", "steps_per_second"))
         for key, of_key in rates.items():
             for turn, rate in enumerate(of_key):

@@ -138,7 +138,8 @@ def screen(game: str, run: str, seed: int, stop_after: int) -> None:
     g_start = changes.pop("g_start")
     args = a2c.Args(env_id=f"{game}NoFrameskip-v4", seed=seed, **changes)
     args = a2c.choose_defaults(args, images=True)
-    command = f"python benchmark/studies/screening.py --run {run} --game {game} --seed {seed}"
+    flags = f"--run {run} --game {game} --seed {seed} --stop-after {stop_after}"
+    command = f"python benchmark/studies/screening.py {flags}"
     head = header(command, settings=vars(args) | {"g_start": g_start})
 
     torch.manual_seed(args.seed)
@@ -196,7 +197,7 @@ def screen(game: str, run: str, seed: int, stop_after: int) -> None:
 
     with path(game, run, seed).open("w") as file:
         file.write(head)
-        csv.writer(file).writerows([COLUMNS.split(","), *rows])
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS.split(","), *rows])
 
 
 def path(game: str, run: str, seed: int) -> Path:

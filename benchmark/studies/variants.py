@@ -213,7 +213,7 @@ def main(args: Args) -> None:
     with args.out.open("w", newline="") as file, tempfile.TemporaryDirectory() as temporary:
         flags = f"--launches {args.launches} --rounds {args.rounds}"
         file.write(header(f"python benchmark/studies/variants.py {flags}"))
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("script", "workers", "variant", "launch", "round", "steps_per_second"))
         print("| | workers | variant | steps per second | to the script as it is |")
         print("|---|---|---|---|---|")

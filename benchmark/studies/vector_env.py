@@ -23,7 +23,6 @@ ROUNDS = 15
 OWN = """
 import random, sys, time
 sys.path.insert(0, {root!r})
-import numpy as np
 import a2c
 if __name__ == "__main__":
     args = a2c.Args()
@@ -64,7 +63,7 @@ def main() -> None:
     rates = take_turns(commands, ROUNDS, seconds=1.0)
     with (ROOT / "benchmark" / "results" / "vector_env.csv").open("w", newline="") as file:
         file.write(header("python benchmark/studies/vector_env.py"))
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("what", "round", "steps_per_second"))
         for what, of_what in rates.items():
             writer.writerows((what, turn, f"{rate:.1f}") for turn, rate in enumerate(of_what))
