@@ -11,7 +11,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -27,12 +26,14 @@ SCRIPTS = [*VALUE_METHODS, "a3c", "a2c"]  # in reading order
 # Slow tests of code that all files share (test_copies.py) run with these scripts only.
 FEW = ["nstep_q_async", "a3c", "a2c"]
 OF_FEW = pytest.mark.parametrize("script", FEW, indirect=True)
+OF_TWO = pytest.mark.parametrize("script", ["a3c", "a2c"], indirect=True)
 OF_ONE = pytest.mark.parametrize("script", ["a3c"], indirect=True)
-PROCESSES = [(name, "fork") for name in FEW] + [
+SPAWNED = [
     pytest.param(name, method, marks=pytest.mark.slow)
     for name in ("a3c", "a2c")
     for method in ("spawn", "forkserver")
 ]
+PROCESSES = [(name, "fork") for name in FEW] + SPAWNED
 # Under spawn, __main__ would be imported again: a command has none to import.
 WITH_METHOD = """import multiprocessing, sys, tyro, {0} as script
 multiprocessing.set_start_method(sys.argv.pop(1))
@@ -75,6 +76,11 @@ def checkpoint(run_dir: Path, name: str = "checkpoint.pt") -> dict:
     return torch.load(run_dir / name, weights_only=True)
 
 
+def same(one: dict, other: dict) -> bool:
+    """Whether two dicts of tensors are equal bit for bit."""
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
 def scalars(run_dir: Path, tag: str) -> list[tuple[int, float]]:
     """What TensorBoard shows of a tag: its own reader hides what precedes a restart."""
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
@@ -104,7 +110,9 @@ class Run:
     def __init__(self, script, flags: list[str], cwd: Path, method: str | None, background: bool):
         self.cwd, self.started, self.argv = cwd, cwd / "started", [script.__file__, *flags]
         self.started.mkdir(exist_ok=True)
-        self.out, self.err = (Path(tempfile.mkstemp(dir=cwd)[1]) for _ in range(2))
+        self.out, self.err = (cwd / f"{time.monotonic_ns()}.{name}" for name in ("out", "err"))
+        self.out.touch()
+        self.err.touch()
         if method in ("spawn", "forkserver"):
             path = os.pathsep.join([str(ROOT), str(TESTS)])
             env = {**os.environ, "PYTHONPATH": path, "TOY_DIR": str(self.started)}

@@ -15,6 +15,8 @@ import toy_envs
 import tyro
 from conftest import OF_FEW, OF_ONE, ROOT, VALUE_METHODS, checkpoint, train
 
+import a2c
+
 
 def refuses(script, capsys, monkeypatch, **flags) -> str:
     """The one line with which main refuses these flags."""
@@ -62,12 +64,14 @@ def refuses(script, capsys, monkeypatch, **flags) -> str:
         ({"env_id": ":Nonsense-v0"}, "not its path"),
         ({"env_id": "Pendulum-v1"}, "Discrete"),
         ({"env_id": "FrozenLake-v1"}, "Box"),
+        ({"env_id": "toy_envs:FromOne-v0"}, "start at 0"),
         ({"env_id": "toy_envs:Dict-v0"}, "Box"),
         ({"env_id": "toy_envs:ChannelsFirst-v0"}, "channels last, not (3, 84, 84)"),
         ({"env_id": "toy_envs:ChannelsFirstStack-v0"}, "channels last, not (12, 84, 84)"),
         ({"env_id": "toy_envs:RGBA-v0"}, "1 or 3 channels, not (90, 80, 4)"),
         ({"env_id": "ALE/Breakout"}, "needs its version"),
         ({"env_id": "toy_envs:AtariSkips-v0"}, 'frameskip=1 and obs_type="grayscale"'),
+        ({"env_id": "toy_envs:AtariColour-v0"}, 'frameskip=1 and obs_type="grayscale"'),
     ],
 )
 def test_flags_and_environments_that_cannot_work_are_refused(
@@ -86,6 +90,7 @@ def test_flags_and_environments_that_cannot_work_are_refused(
         ("a3c", {"ent_coef": -0.1}, "--ent-coef must be from 0 to 1000000.0, not -0.1"),
         ("a2c", {"vf_coef": -1.0}, "--vf-coef"),
         ("a2c", {"device": "tpu"}, "--device"),
+        ("a2c", {"device": "cuda"}, "finds no GPU"),
         ("a2c", {"device": "cuda:99"}, "--device"),
     ],
     indirect=["script"],
@@ -197,6 +202,8 @@ def test_what_0_stands_for(script):
         script.prepare_run(script.Args(env_id=env_id))[0]
         for env_id in ("CartPole-v1", "toy_envs:Square-v0")
     ]
+    for args, images in zip(chosen, (False, True), strict=True):
+        assert args == script.choose_defaults(script.Args(env_id=args.env_id), images)
     for name in names:
         assert getattr(script.Args(), name) == 0
         flat, image = (getattr(args, name) for args in chosen)
@@ -204,6 +211,11 @@ def test_what_0_stands_for(script):
         given = 0.7 if name == "rms_alpha" else 7
         kept = script.prepare_run(script.Args(env_id="CartPole-v1", **{name: given}))[0]
         assert getattr(kept, name) == given
+
+
+def test_a_run_on_a_gpu_can_be_evaluated_without_one():
+    args = a2c.Args(device="cuda", evaluate="runs/NAME")
+    assert a2c.validate_args(args) == args
 
 
 COLUMNS = {"a3c": "a3c.py", "a2c": "a2c.py"}

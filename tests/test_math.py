@@ -8,16 +8,11 @@ import cv2
 import pytest
 import torch
 import toy_envs
-from conftest import OF_FEW, OF_ONE, VALUE_METHODS, checkpoint, train
+from conftest import OF_FEW, OF_ONE, VALUE_METHODS, checkpoint, same, train
 from torch import nn
 from torch.nn import functional as F
 
 import a3c
-
-
-def same(one, other):
-    """Whether two dicts of tensors are equal bit for bit."""
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_rmsprop_is_equations_8_and_9(script):
@@ -140,8 +135,8 @@ def test_the_network_for_other_observations_is_an_mlp(script):
 
 
 def layers(script, env_id, init):
-    torch.manual_seed(1)
-    modules = script.make_network(script.make_env(env_id), init).named_modules()
+    _, network = script.prepare_run(script.Args(env_id=env_id, init=init))
+    modules = network.named_modules()
     return {name: layer for name, layer in modules if isinstance(layer, nn.Conv2d | nn.Linear)}
 
 
@@ -278,20 +273,14 @@ def test_each_episode_of_an_evaluation_has_its_own_seed(script, monkeypatch, tmp
         seeds.append(seed)
         return reset(env, seed=seed, options=options)
 
-    args = script.Args(env_id="toy_envs:Terminates-v0", seed=7, eval_episodes=3)
+    args = script.Args(env_id="toy_envs:CountsEpisodes-v0", seed=7, eval_episodes=3)
     args, network = script.prepare_run(args)
     monkeypatch.setattr(toy_envs.Count, "reset", recorded)
-    assert len(script.evaluate(args, network, tmp_path)) == 3
+    assert script.evaluate(args, network, tmp_path) == [sum(range(1, 8))] * 3
     assert seeds == [args.seed, args.seed + 1, args.seed + 2]
 
 
-def test_an_evaluation_plays_until_the_end(script, tmp_path):
-    args = script.Args(env_id="toy_envs:CountsEpisodes-v0", eval_episodes=3)
-    args, network = script.prepare_run(args)
-    assert script.evaluate(args, network, tmp_path) == [sum(range(1, 8))] * 3
-
-
-def test_views_and_plain_integers(script, tmp_path):
+def test_actions_are_plain_integers_and_observations_may_be_views(script, tmp_path):
     flags = dict(env_id="toy_envs:Picky-v0")
     run_dir = train(script, tmp_path, total_timesteps=60, **flags)
     script.main(script.Args(**flags, evaluate=str(run_dir), eval_episodes=1))

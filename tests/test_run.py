@@ -6,12 +6,14 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,8 +23,10 @@ from conftest import (
     FEW,
     OF_FEW,
     OF_ONE,
+    OF_TWO,
     PROCESSES,
     ROOT,
+    SPAWNED,
     TESTS,
     VALUE_METHODS,
     checkpoint,
@@ -35,7 +39,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import multiprocessing as mp
 
 UNDER_EACH_METHOD = pytest.mark.parametrize("script, method", PROCESSES, indirect=["script"])
-OF_TWO = pytest.mark.parametrize("script", ["a3c", "a2c"], indirect=True)
+SPAWNED_ONLY = pytest.mark.parametrize("script, method", SPAWNED, indirect=["script"])
 FOREVER = ["--num-workers", 2, "--total-timesteps", 10**9, "--env-id"]
 
 
@@ -48,7 +52,7 @@ def assert_usable(run_dir, name="checkpoint.pt"):
 
 def how_to_continue(script, run) -> str:
     run_dir = run.run_dir.relative_to(run.cwd)
-    return f"to continue: python {script.SCRIPT} --resume {run_dir}"
+    return f"to continue: {shlex.join(['python', str(script.SCRIPT), '--resume', str(run_dir)])}"
 
 
 @UNDER_EACH_METHOD
@@ -104,6 +108,13 @@ def test_a_killed_worker_is_not_told_to_have_exited(script, capsys):
     assert told == "a3c.py: a worker was lost: terminated with signal SIGKILL\n"
 
 
+@OF_ONE
+def test_a_single_worker_that_exits_ends_the_run(script, capsys):
+    answers = iter([False])  # a further call fails, so that the test cannot hang
+    assert watched(script, lambda timeout: next(answers), [0, None])
+    assert "a worker has exited" in capsys.readouterr().err
+
+
 @OF_TWO
 def test_a_signal_after_the_last_step_comes_too_late(script, tmp_path, capsys, monkeypatch):
     name = "coordinator" if script.__name__ == "a2c" else "watch"
@@ -119,7 +130,7 @@ def test_a_signal_after_the_last_step_comes_too_late(script, tmp_path, capsys, m
     assert "to continue" not in capsys.readouterr().err
 
 
-@UNDER_EACH_METHOD
+@SPAWNED_ONLY
 def test_a_killed_main_takes_its_workers_along(script, launch, method):
     run = launch(script, *FOREVER, "toy_envs:Told-v0", method=method)
     run.workers()
@@ -236,11 +247,12 @@ def test_a_start_that_fails_leaves_no_process(script, tmp_path, monkeypatch, cap
 
 
 @OF_ONE
-def test_runs_of_one_second_have_their_own_folders(script, tmp_path):
-    flags = dict(env_id="CartPole-v1", num_workers=1, total_timesteps=1, log_dir=str(tmp_path))
-    for _ in range(3):
-        script.main(script.Args(**flags))
-    assert len(list(tmp_path.iterdir())) == 3
+def test_runs_of_one_second_have_their_own_folders(script, tmp_path, monkeypatch):
+    times = iter([datetime(2026, 1, 1, microsecond=1), datetime(2026, 1, 1, microsecond=2)])
+    monkeypatch.setattr(script, "datetime", SimpleNamespace(now=lambda: next(times)))
+    args = script.Args("ALE/Pong-v5", log_dir=str(tmp_path))
+    run_dirs = [script.start_run(args, torch.nn.Linear(3, 1))[1] for _ in range(2)]
+    assert sorted(tmp_path.iterdir()) == sorted(run_dirs) and run_dirs[0] != run_dirs[1]
 
 
 @OF_ONE
@@ -354,10 +366,10 @@ def test_the_exit_code_of_an_evaluation_does_not_depend_on_a_reader(script, tmp_
     run_dir = train(script, tmp_path, env_id="CartPole-v1", total_timesteps=100)
     flags = ["--evaluate", str(run_dir), "--eval-episodes", "500"]
     command, pipe = [sys.executable, script.__file__, *flags], subprocess.PIPE
-    run = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+    run = subprocess.Popen(command, env=BUFFERED, stdout=pipe, stderr=pipe, text=True)
     assert run.stdout.readline().startswith("episode 1: return ")
     run.stdout.close()
-    assert run.stderr.read() == ""
+    assert "Exception ignored" not in run.stderr.read()
     assert run.wait() == 0
 
 
@@ -389,7 +401,7 @@ def test_a_crashing_environment_ends_the_run(script, launch, kind):
 
 
 @OF_TWO
-def test_an_environment_that_raises_is_told_even_if_it_has_left_a_process(script, launch):
+def test_an_environment_that_raises_is_reported_even_if_it_has_left_a_process(script, launch):
     run = launch(script, *FOREVER, "toy_envs:CrashesBesideProcess-v0")
     code, _, err = run.ends()
     assert code == 1 and "in reward" in err and "ArithmeticError: the toy is broken" in err
@@ -405,7 +417,9 @@ def test_an_environment_that_raises_is_told_even_if_it_has_left_a_process(script
         ("ExitsWithThread", "in reward", "SystemExit"),
     ],
 )
-def test_an_environment_that_raises_is_told_even_if_it_hangs(script, launch, kind, where, error):
+def test_an_environment_that_raises_is_reported_even_if_it_hangs(
+    script, launch, kind, where, error
+):
     run = launch(script, *FOREVER, f"toy_envs:{kind}-v0")
     code, _, err = run.ends()
     assert code == 1 and where in err and f"{error}: the toy is broken" in err
@@ -422,7 +436,7 @@ def test_an_environment_that_ignores_signals_can_be_stopped(script, launch):
 
 
 @OF_TWO
-def test_an_environment_that_fails_to_close_is_told(script, tmp_path, capsys):
+def test_an_environment_that_fails_to_close_is_reported(script, tmp_path, capsys):
     train(script, tmp_path, code=1, env_id="toy_envs:CrashesAtClose-v0", total_timesteps=100)
     err = capsys.readouterr().err
     assert "in close" in err and "ArithmeticError: the toy cannot be closed" in err
@@ -441,7 +455,8 @@ def test_nan_or_infinity_ends_the_run_before_it_spreads(
     err = capsys.readouterr().err
     assert re.search("gradient's norm is (nan|inf)|π is NaN", err)
     (run_dir,) = tmp_path.iterdir()
-    assert f"to continue: python {script.SCRIPT} --resume {run_dir}" in err
+    command = shlex.join(["python", str(script.SCRIPT), "--resume", str(run_dir)])
+    assert f"to continue: {command}" in err
     assert_usable(run_dir)
 
 
@@ -456,17 +471,18 @@ def test_nan_ends_an_optimized_run(script, tmp_path):
 
 @OF_FEW
 def test_a_stopped_run_goes_on_from_the_command_line(script, launch):
-    total = 10_000
-    flags = ["--total-timesteps", total, "--num-workers", 1, "--gamma", 0.9]
+    flags = ["--total-timesteps", 10**6, "--num-workers", 1, "--gamma", 0.9]
     flags += ["--learning-rate", 1e-3]
     run = launch(script, "--env-id", "toy_envs:Told-v0", *flags)
     run.workers(1)
     os.kill(run.pid, signal.SIGINT)
     assert run.ends()[0] == 130
     stopped = int(checkpoint(run.run_dir)["steps"].sum())
-    assert 600 <= stopped < total
+    assert 600 <= stopped < 10**6
 
-    run = launch(script, "--resume", run.run_dir, "--rms-eps", 0.5)
+    total = stopped + 5000
+    flags = ["--rms-eps", 0.5, "--total-timesteps", total]
+    run = launch(script, "--resume", run.run_dir, *flags)
     code, _, err = run.ends(300)
     assert code == 0, err
     args = json.loads((run.run_dir / "args.json").read_text())  # there is one folder
@@ -478,6 +494,8 @@ def test_a_stopped_run_goes_on_from_the_command_line(script, launch):
     steps = [step for step, _ in rates]
     assert steps == sorted(set(steps)) and steps[0] < stopped < steps[-1]
     for step, rate in rates:  # the mean of 100 updates, of 5 steps at most
+        if step <= stopped:
+            continue
         assert 1e-3 * (1 - step / total) <= rate <= 1e-3 * (1 - (step - 500) / total) + 1e-9
 
 
@@ -619,7 +637,7 @@ def test_resuming_a_complete_run_changes_nothing(script, trained, tmp_path, caps
 
 
 @pytest.mark.parametrize("script", ["a2c"], indirect=True)
-def test_too_little_memory_for_observations_is_told(script, tmp_path, monkeypatch, capsys):
+def test_too_little_memory_for_observations_is_reported(script, tmp_path, monkeypatch, capsys):
     def full(*args):
         raise RuntimeError("unable to allocate shared memory(shm)")
 
@@ -800,6 +818,17 @@ def test_the_speed_of_a_resumed_run_is_not_that_of_the_steps_before(script, tmp_
     assert not logged  # no step was taken, so there is no speed
 
 
+@OF_ONE
+def test_the_speed_is_the_steps_of_all_workers_per_second(script, tmp_path, monkeypatch):
+    args, logged = script.Args(total_timesteps=1000, num_workers=2), []
+    recorder = script.Recorder(script.Shared(torch.nn.Linear(3, 1), 2), args, tmp_path, 0)
+    start = recorder.bar.start_t
+    monkeypatch.setattr(recorder.bar, "_time", lambda: start + 10)
+    monkeypatch.setattr(recorder, "log", logged.append)
+    recorder.progress(1000, last=True)
+    assert logged == [(1000, {"charts/SPS": pytest.approx(100)})]
+
+
 class NoSpace(Exception):
     """Like the errors of TensorFlow, which TensorBoard writes with where it is installed."""
 
@@ -961,12 +990,6 @@ def test_main_from_python(script, tmp_path):
     wait_for(lambda: not mp.active_children())
     (run_dir,) = tmp_path.glob(f"CartPole-v1__{script.__name__}__1__*")
     assert sum(value for _, value in scalars(run_dir, "charts/episodic_length")) <= 2000 + 2 * 5
-
-
-@OF_TWO
-def test_a_program_that_calls_main_has_one_thread_as_before(script, tmp_path):
-    train(script, tmp_path, total_timesteps=10)
-    assert torch.get_num_threads() == 1
 
 
 @OF_TWO

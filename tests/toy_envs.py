@@ -359,6 +359,26 @@ class Image(Count):
         return float(action == 2)
 
 
+class Quadrants(Image):
+    """One quadrant of the screen is bright in an episode. Its number is the action that pays."""
+
+    def observe(self):
+        if self.t == 0:
+            self.bright = int(self.np_random.integers(4))
+        height, width = self.seen.shape
+        row, column = divmod(self.bright, 2)
+        screen = np.zeros((2, height // 2, 2, width // 2), np.uint8)
+        screen[row, :, column] = 255
+        return screen.reshape(height, width)
+
+    def reward(self, action):
+        return float(action == self.bright)
+
+
+class FromOne(Count):
+    action_space = Discrete(2, start=1)
+
+
 class Dict(Count):
     observation_space = gym.spaces.Dict({"count": Box(0, 100, (2,), np.float32)})
     closed = 0
@@ -393,7 +413,7 @@ def register_breakout(name, max_episode_steps=None, **kwargs):
 
 for kind in Told, Hangs, OneHangs, Picky, Exits, Crashes, CrashesWithThread, InPlace, BrokenInit:
     register(kind.__name__, kind)
-for kind in Matrix, Board, SmallBoard, Scalar, Dict, Halves:
+for kind in Matrix, Board, SmallBoard, Scalar, FromOne, Dict, Halves:
     register(kind.__name__, kind)
 register("StartsProcess", StartsProcess)
 register("CrashesAndHangs", CrashesAndHangs)
@@ -420,6 +440,7 @@ register("Colour", Image, 90, 80, 3)
 register("Grey", Image, 90, 80)
 register("GreyChannel", Image, 90, 80, 1)
 register("Square", Image, 84, 84)
+register("Quadrants", Quadrants, 90, 80)
 register("Ready", Image, 84, 84, 4)
 register("SquareInPlace", Image, 84, 84, in_place=True)
 register("DeclaresFloats", Image, 84, 84, 4, declared=np.float32)
@@ -427,7 +448,8 @@ register("ChannelsFirst", Image, 3, 84, 84)
 register("ChannelsFirstStack", Image, 12, 84, 84)
 register("RGBA", Image, 90, 80, 4)
 register("AtariMinus", minus_breakout)
-register("AtariSkips", gym.make, "ALE/Breakout-v5")
+register("AtariSkips", gym.make, "ALE/Breakout-v5", obs_type="grayscale")
+register("AtariColour", gym.make, "ALE/Breakout-v5", frameskip=1)
 register_breakout("AtariShort", max_episode_steps=100)
 register_breakout("AtariFull", full_action_space=True)
 gym.register("LimitedLater-v0", lambda: Count(end="never"), max_episode_steps=100_001)
