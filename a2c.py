@@ -438,8 +438,9 @@ def step_environments(
     """Steps or resets environments when the coordinator asks; sends the episodes that ended."""
     obs, actions, rewards = buffers.obs.numpy(), buffers.actions.numpy(), buffers.rewards.numpy()
     terminal, over = buffers.terminal.numpy(), buffers.over.numpy()
+    shape = obs.shape[1:]  # NumPy would broadcast an observation of another shape
     for rank, env in envs.items():
-        obs[rank], _ = env.reset(seed=seeds[rank])
+        obs[rank] = np.reshape(env.reset(seed=seeds[rank])[0], shape)
     pipe.send([])  # ready: the first observations are in place
 
     while pipe.recv():  # True to step, False to end
@@ -448,10 +449,11 @@ def step_environments(
             if actions[rank] == Buffers.SIT_OUT:
                 continue
             if actions[rank] == Buffers.RESET:
-                obs[rank], _ = env.reset()
+                obs[rank] = np.reshape(env.reset()[0], shape)
                 over[rank] = False
                 continue
-            obs[rank], rewards[rank], terminated, truncated, info = env.step(int(actions[rank]))
+            new_obs, rewards[rank], terminated, truncated, info = env.step(int(actions[rank]))
+            obs[rank] = np.reshape(new_obs, shape)
             life_lost = info.get("life_lost", False)  # ends the segment, but not the game
             terminal[rank] = terminated or life_lost
             over[rank] = terminated or truncated
@@ -999,7 +1001,7 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
                 obs, _, terminated, truncated, info = env.step(act(network, batch)[0])
                 steps += 1
             returns.append(float(info["episode"]["r"]))
-            show(f"episode {episode + 1}: return {returns[-1]:g}")
+            show(f"episode {episode + 1}: return {returns[-1]:.10g}")
     mean, std = np.mean(returns), np.std(returns)
     show(f"{args.env_id}, {len(returns)} episodes: return {mean:.2f} ± {std:.2f}")
     return returns
@@ -1072,15 +1074,19 @@ def validate_args(args: Args) -> Args:
         bad_input("--device cuda: PyTorch finds no GPU; use cpu")
 
     # NumPy's types would make checkpoints that torch.load refuses.
-    values = {name: type(default)(getattr(args, name)) for name, default in asdict(Args()).items()}
+    values = {
+        name: type(default)(getattr(args, name))
+        for name, default in asdict(Args()).items()
+        if default is not None and getattr(args, name) is not None
+    }
     return replace(args, **values)
 
 
 def prepare_run(args: Args) -> tuple[Args, Network]:
     """Seeds all generators, makes the initial network, and fills in the arguments that are 0."""
-    seed_generators(args.seed)
     try:
         with make_env(args.env_id, args.capture_video) as env:
+            seed_generators(args.seed)  # not before make_env, which may draw numbers, or seed
             network = make_network(env, args.init)
             images = env.observation_space.shape == (84, 84, 4)
     except (gym.error.Error, ImportError, UnsupportedEnvironment) as error:

@@ -836,7 +836,7 @@ def evaluate(args: Args, network: Network, run_dir: Path) -> list[float]:
                 obs, _, terminated, truncated, info = env.step(act(network, np.array(obs)))
                 steps += 1
             returns.append(float(info["episode"]["r"]))
-            show(f"episode {episode + 1}: return {returns[-1]:g}")
+            show(f"episode {episode + 1}: return {returns[-1]:.10g}")
     mean, std = np.mean(returns), np.std(returns)
     show(f"{args.env_id}, {len(returns)} episodes: return {mean:.2f} ± {std:.2f}")
     return returns
@@ -904,15 +904,19 @@ def validate_args(args: Args) -> Args:
         bad_input("--capture-video needs --evaluate: train first, then record")
 
     # NumPy's types would make checkpoints that torch.load refuses.
-    values = {name: type(default)(getattr(args, name)) for name, default in asdict(Args()).items()}
+    values = {
+        name: type(default)(getattr(args, name))
+        for name, default in asdict(Args()).items()
+        if default is not None and getattr(args, name) is not None
+    }
     return replace(args, **values)
 
 
 def prepare_run(args: Args) -> tuple[Args, Network]:
     """Seeds all generators, makes the initial network, and fills in the arguments that are 0."""
-    seed_generators(args.seed)
     try:
         with make_env(args.env_id, args.capture_video) as env:
+            seed_generators(args.seed)  # not before make_env, which may draw numbers, or seed
             network = make_network(env, args.init)
             images = env.observation_space.shape == (84, 84, 4)
     except (gym.error.Error, ImportError, UnsupportedEnvironment) as error:

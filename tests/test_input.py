@@ -269,6 +269,11 @@ def test_numpys_types_are_accepted(script, tmp_path):
 
 
 @OF_ONE
+def test_none_stands_for_no_checkpoint(script, tmp_path):
+    train(script, tmp_path, total_timesteps=10, resume=None, evaluate=None)
+
+
+@OF_ONE
 @pytest.mark.parametrize("log_dir", ["file", "file/below"])
 def test_log_dir_cannot_be_created(script, capsys, monkeypatch, tmp_path, log_dir):
     (tmp_path / "file").write_text("here")

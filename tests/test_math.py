@@ -155,6 +155,13 @@ def test_orthogonal_initial_weights(script, env_id):
         assert not layer.bias.any()
 
 
+@OF_ONE
+def test_initial_weights_follow_the_seed_even_if_the_environment_seeds_pytorch(script):
+    args = [script.Args("toy_envs:SeedsPyTorch-v0", seed=seed) for seed in (1, 2)]
+    networks = [script.prepare_run(one)[1] for one in args]
+    assert not same(*(dict(network.named_parameters()) for network in networks))
+
+
 def test_a_custom_network_gets_initial_weights_and_defaults(script, monkeypatch):
     class Normalized(script.ImageNetwork):
         def __init__(self, num_actions):

@@ -390,6 +390,10 @@ def test_an_environment_may_start_processes(script, tmp_path, kind):
     train(script, tmp_path, env_id=f"toy_envs:{kind}-v0", total_timesteps=100)
 
 
+def test_observations_of_another_shape_end_the_run(script, tmp_path):
+    train(script, tmp_path, code=1, env_id="toy_envs:WrongShape-v0", total_timesteps=100)
+
+
 @OF_FEW
 @pytest.mark.parametrize("kind", ["Crashes", "CrashesWithThread"])
 def test_a_crashing_environment_ends_the_run(script, launch, kind):

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.spaces import Box, Discrete
 
 
@@ -269,6 +270,19 @@ class PrintsAtClose(Count):
         print("the toy is closed")
 
 
+class SeedsPyTorch(Count):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+
+
+class WrongShape(Count):
+    """Its first observation has two numbers, as declared, the others one."""
+
+    def observe(self):
+        return super().observe()[: 1 if self.t else 2]
+
+
 class Halves(Count):
     """Observes whole numbers at first, as its space declares, but then 0.5, 1.0, 1.5 and so on."""
 
@@ -413,7 +427,7 @@ def register_breakout(name, max_episode_steps=None, **kwargs):
 
 for kind in Told, Hangs, OneHangs, Picky, Exits, Crashes, CrashesWithThread, InPlace, BrokenInit:
     register(kind.__name__, kind)
-for kind in Matrix, Board, SmallBoard, Scalar, FromOne, Dict, Halves:
+for kind in Matrix, Board, SmallBoard, Scalar, FromOne, Dict, Halves, WrongShape:
     register(kind.__name__, kind)
 register("StartsProcess", StartsProcess)
 register("CrashesAndHangs", CrashesAndHangs)
@@ -425,6 +439,7 @@ register("LeavesProcess", LeavesProcess)
 register("CrashesBesideProcess", CrashesBesideProcess)
 register("CountsEpisodes", CountsEpisodes)
 register("PrintsAtClose", PrintsAtClose)
+register("SeedsPyTorch", SeedsPyTorch)
 register("CrashesAtClose", CrashesAtClose, end="never")
 register("Terminates", Count)
 register("Truncates", Count, end="truncated")
