@@ -39,8 +39,11 @@ def versions() -> str:
 
 def commit() -> str:
     """The commit of the working tree, with "-dirty" if a Python file differs from it."""
-    changed = output("git", "status", "--porcelain", "--", "*.py")
-    return output("git", "rev-parse", "HEAD") + ("-dirty" if changed else "")
+    try:
+        changed = output("git", "status", "--porcelain", "--", "*.py")
+        return output("git", "rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except (FileNotFoundError, subprocess.CalledProcessError):  # a copy without its history
+        return "unknown"
 
 
 def header(command: str, **more: object) -> str:
