@@ -256,7 +256,7 @@ def preprocess(env: gym.Env, video: bool) -> gym.Env:
         raise UnsupportedEnvironment("it renders no images: leave out --capture-video")
 
     if isinstance(env.unwrapped, ale_py.AtariEnv):
-        # A custom id for an Atari game did not get the kwargs above.
+        # A custom id for an Atari game did not get make_env's kwargs.
         if space.shape != env.unwrapped.ale.getScreenDims() or env.unwrapped._frameskip != 1:
             raise UnsupportedEnvironment(
                 "an Atari id needs its version, as in ALE/Pong-v5; "
@@ -438,7 +438,8 @@ def step_environments(
     """Steps or resets environments when the coordinator asks; sends the episodes that ended."""
     obs, actions, rewards = buffers.obs.numpy(), buffers.actions.numpy(), buffers.rewards.numpy()
     terminal, over = buffers.terminal.numpy(), buffers.over.numpy()
-    shape = obs.shape[1:]  # NumPy would broadcast an observation of another shape
+    # Observations are reshaped, since an assignment might broadcast one of another size.
+    shape = obs.shape[1:]
     for rank, env in envs.items():
         obs[rank] = np.reshape(env.reset(seed=seeds[rank])[0], shape)
     pipe.send([])  # ready: the first observations are in place
@@ -463,7 +464,7 @@ def step_environments(
 
 
 class WorkerLost(Exception):
-    """A process that steps environments has ended, or hangs after a signal."""
+    """A process that steps environments has failed, or does not answer or end in time."""
 
 
 class Environments:
@@ -479,7 +480,7 @@ class Environments:
         self.workers = workers
         self.pipes = pipes
         self.stop = stop  # that of Shared
-        self.deadline = math.inf  # until which the processes are waited for
+        self.deadline = math.inf  # when to stop waiting for the processes
         self.obs = buffers.obs.numpy()
         self.actions = buffers.actions.numpy()
         self.rewards = buffers.rewards.numpy()
@@ -517,7 +518,7 @@ class Environments:
         return episodes
 
     def overdue(self) -> bool:
-        """Whether the deadline is over, which a signal brings forward to five seconds from then."""
+        """Whether the deadline has passed. After a signal, it is at most five seconds away."""
         if self.stop:
             self.deadline = min(self.deadline, time.monotonic() + 5)
         return time.monotonic() > self.deadline

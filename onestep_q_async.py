@@ -255,7 +255,7 @@ def preprocess(env: gym.Env, video: bool) -> gym.Env:
         raise UnsupportedEnvironment("it renders no images: leave out --capture-video")
 
     if isinstance(env.unwrapped, ale_py.AtariEnv):
-        # A custom id for an Atari game did not get the kwargs above.
+        # A custom id for an Atari game did not get make_env's kwargs.
         if space.shape != env.unwrapped.ale.getScreenDims() or env.unwrapped._frameskip != 1:
             raise UnsupportedEnvironment(
                 "an Atari id needs its version, as in ALE/Pong-v5; "
